@@ -1,0 +1,207 @@
+"""Every convolution as plain correlations on strided views: what the kernels actually run.
+
+A kernel never sees formats, 1-D or 2-D, transposes, gradients or flips. It sees :class:`Correlation`,
+
+    y[n, g, o, t] = sum over c, k of  w[g, o, c, k] * x[n, g, c, t * stride + k * dilation - offset]
+
+with ``t``, ``k`` and the strides triples (depth, height, width), on six-axis views ``x (N, G, C, D, H, W)``,
+``w (G, O, C, KD, KH, KW)`` and ``y (N, G, O, TD, TH, TW)`` of the user's memory. The three ops become that by choosing
+views alone:
+
+* forward: as it stands.
+* input_grad (transposed convolution): the targets fall into ``stride`` residue classes along each axis. Within one
+  class only every ``stride / gcd(stride, dilation)``-th tap meets a sample, and the class is a stride-1 correlation
+  of the gradient with those taps, flipped: one piece per class, no zero insertion, no wasted product.
+* weight_grad: batch and channels trade places and the output gradient is the kernel; stride and dilation swap.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+
+from fastconv.problem import PADDING_MODES, ConvProblem, Triple
+
+#: The numbers of a correlation as kernels receive them: `struct Geometry` in cuda/geometry.cuh is the same record.
+GEOMETRY = np.dtype(
+    [(name, np.int64) for name in ("batch", "groups", "in_channels", "out_channels")]
+    + [(name, np.int64, (3,)) for name in ("size", "kernel", "count", "stride", "dilation", "offset")]
+    + [("padding_mode", np.int64)]
+)
+
+_ALL = slice(None)
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """One strided correlation; channels are per group. `taps` and `targets` select its part of the w and y views."""
+
+    batch: int
+    groups: int
+    in_channels: int
+    out_channels: int
+    size: Triple
+    kernel: Triple
+    count: Triple
+    stride: Triple
+    dilation: Triple
+    offset: Triple
+    padding_mode: str
+    taps: tuple[slice, slice, slice]
+    targets: tuple[slice, slice, slice]
+
+    @property
+    def reduction(self) -> int:
+        """Number of products summed into one output."""
+        return self.in_channels * math.prod(self.kernel)
+
+    @property
+    def positions(self) -> int:
+        """Number of target positions of one image."""
+        return math.prod(self.count)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds, products with padding counted."""
+        return self.batch * self.groups * self.out_channels * self.positions * self.reduction
+
+    @cached_property
+    def geometry(self) -> np.ndarray:
+        """A one-element array of :data:`GEOMETRY`."""
+        record = np.zeros(1, GEOMETRY)
+        for name in GEOMETRY.names or ():
+            value = getattr(self, name)
+            record[name] = PADDING_MODES.index(value) if name == "padding_mode" else value
+        return record
+
+    def weight_view(self, w: Any) -> Any:
+        """The taps of this piece, of a ``(G, O, C, KD, KH, KW)`` view."""
+        return w[(..., *self.taps)]
+
+    def target_view(self, y: Any) -> Any:
+        """The targets of this piece, of an ``(N, G, O, TD, TH, TW)`` view."""
+        return y[(..., *self.targets)]
+
+
+@lru_cache(maxsize=4096)
+def lower(problem: ConvProblem) -> tuple[Correlation, ...]:
+    """The correlations that make up `problem`; together they write every element of the result once."""
+    p = problem
+    inner, outer = p.in_channels // p.groups, p.out_channels // p.groups
+    lows = _lows(p)
+    if p.op == "forward":
+        pieces = [
+            Correlation(p.batch, p.groups, inner, outer, p.size, p.kernel, p.out_size, p.stride, p.dilation, lows,
+                        p.padding_mode, (_ALL,) * 3, (_ALL,) * 3)
+        ]  # fmt: skip
+    elif p.op == "weight_grad":
+        pieces = [
+            Correlation(inner, p.groups, p.batch, outer, p.size, p.out_size, p.kernel, p.dilation, p.stride, lows,
+                        p.padding_mode, (_ALL,) * 3, (_ALL,) * 3)
+        ]  # fmt: skip
+    else:
+        axes = [_phases(p.size[i], p.kernel[i], p.stride[i], p.dilation[i], lows[i]) for i in range(3)]
+        pieces = []
+        for d, h, w in itertools.product(*axes):
+            pieces.append(
+                Correlation(p.batch, p.groups, outer, inner, p.out_size, (d.kernel, h.kernel, w.kernel),
+                            (d.count, h.count, w.count), (1, 1, 1), (d.dilation, h.dilation, w.dilation),
+                            (d.offset, h.offset, w.offset), "zeros", (d.taps, h.taps, w.taps),
+                            (d.targets, h.targets, w.targets))
+            )  # fmt: skip
+    return tuple(piece for piece in pieces if piece.positions)
+
+
+def _lows(p: ConvProblem) -> Triple:
+    (d, _), (h, _), (w, _) = p.padding
+    return d, h, w
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """Along one axis of an input gradient: the targets of one residue class and the taps that reach them."""
+
+    targets: slice
+    count: int
+    taps: slice
+    kernel: int
+    dilation: int
+    offset: int
+
+
+def _phases(size: int, kernel: int, stride: int, dilation: int, low: int) -> list[_Phase]:
+    common = math.gcd(stride, dilation)
+    step = stride // common
+    phases = []
+    for residue in range(min(stride, size)):
+        # Tap k meets target t where t + low - k * dilation is a multiple of the stride. If any k < step does, the
+        # others that do are step apart; source = (t + low - k * dilation) / stride falls by dilation / common a step.
+        first = next((k for k in range(min(step, kernel)) if (residue + low - k * dilation) % stride == 0), kernel)
+        used = range(first, kernel, step)
+        # Kernels want sources that rise with the tap, so the taps are taken last to first.
+        last = used[-1] if used else 0
+        stop = first - 1 if first > 0 else None
+        phases.append(
+            _Phase(
+                targets=slice(residue, None, stride),
+                count=len(range(residue, size, stride)),
+                taps=slice(last, stop, -step) if used else slice(0, 0),
+                kernel=len(used),
+                dilation=dilation // common,
+                offset=-((residue + low - last * dilation) // stride),
+            )
+        )
+    return phases
+
+
+@dataclass(frozen=True)
+class Views:
+    """How the arrays of a problem become the six-axis views that its correlations read and write."""
+
+    problem: ConvProblem
+
+    def source(self, a: Any) -> Any:
+        """View the first operand (x, or for input_grad the output gradient) as ``(N, G, C, D, H, W)``."""
+        p = self.problem
+        if p.op == "input_grad":
+            return self._data(a, p.out_channels, p.out_size)
+        x = self._data(a, p.in_channels, p.size)
+        return x.transpose(2, 1, 0, 3, 4, 5) if p.op == "weight_grad" else x
+
+    def weight(self, a: Any) -> Any:
+        """View the second operand (w, or for weight_grad the output gradient) as ``(G, O, C, KD, KH, KW)``."""
+        p = self.problem
+        if p.op == "weight_grad":
+            return self._data(a, p.out_channels, p.out_size).transpose(1, 2, 0, 3, 4, 5)
+        w = self._kernel(a)
+        return w.transpose(0, 2, 1, 3, 4, 5) if p.op == "input_grad" else w
+
+    def result(self, a: Any) -> Any:
+        """View the result (or a residual of its shape) as ``(N, G, O, TD, TH, TW)``."""
+        p = self.problem
+        if p.op == "weight_grad":
+            return self._kernel(a).transpose(2, 0, 1, 3, 4, 5)
+        if p.op == "input_grad":
+            return self._data(a, p.in_channels, p.size)
+        return self._data(a, p.out_channels, p.out_size)
+
+    def _data(self, a: Any, channels: int, size: Triple) -> Any:
+        p = self.problem
+        if p.channels_last:
+            lead = len(p.batch_shape)
+            a = a.transpose(*range(lead), a.ndim - 1, *range(lead, a.ndim - 1))
+        return a.reshape(p.batch, p.groups, channels // p.groups, *size)
+
+    def _kernel(self, a: Any) -> Any:
+        p = self.problem
+        if p.weight_order == "O*I":
+            a = a.transpose(0, a.ndim - 1, *range(1, a.ndim - 1))
+        elif p.weight_order == "*IO":
+            a = a.transpose(a.ndim - 1, a.ndim - 2, *range(a.ndim - 2))
+        w = a.reshape(p.groups, p.out_channels // p.groups, p.in_channels // p.groups, *p.kernel)
+        return w[..., ::-1, ::-1, ::-1] if p.flip_kernel else w

@@ -1,0 +1,118 @@
+"""Settings of the process: how many threads, how much scratch memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_override: ContextVar[int | None] = ContextVar("fastconv_threads", default=None)
+_threads: int | None = None
+_workspace_limit = 64 << 20
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _positive(name: str, n: int) -> int:
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(f"{name}={n!r}: expected an integer")
+    if n < 1:
+        raise ValueError(f"{name}={n!r}: expected at least 1")
+    return n
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads CPU kernels use in this process; at first, as many as there are cores.
+
+    Results do not depend on it, bit for bit.
+
+    Parameters
+    ----------
+    n : int
+        At least 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `n` is not an integer of at least 1.
+
+    Examples
+    --------
+    >>> before = get_num_threads()
+    >>> set_num_threads(1)
+    >>> get_num_threads()
+    1
+    >>> set_num_threads(before)
+    """
+    global _threads
+    _threads = _positive("n", n)
+
+
+def get_num_threads() -> int:
+    """How many threads a CPU kernel started here would use.
+
+    Examples
+    --------
+    >>> get_num_threads() >= 1
+    True
+    """
+    return _override.get() or _threads or available_cores()
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Use `n` threads inside a ``with`` block, in this Python thread (or task) only.
+
+    Parameters
+    ----------
+    n : int
+        At least 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `n` is not an integer of at least 1.
+
+    Examples
+    --------
+    >>> with threads(1):
+    ...     get_num_threads()
+    1
+    """
+    token = _override.set(_positive("n", n))
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def set_workspace_limit(n_bytes: int) -> None:
+    """Bound the scratch memory of one call (64 MiB at first); what needs more works in smaller pieces.
+
+    Parameters
+    ----------
+    n_bytes : int
+        At least 1 MiB.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `n_bytes` is not an integer of at least 1 MiB.
+
+    Examples
+    --------
+    >>> set_workspace_limit(64 << 20)
+    """
+    global _workspace_limit
+    if _positive("n_bytes", n_bytes) < 1 << 20:
+        raise ValueError(f"n_bytes={n_bytes}: expected at least {1 << 20} (1 MiB)")
+    _workspace_limit = n_bytes
+
+
+def workspace_limit() -> int:
+    """The bound set by :func:`set_workspace_limit`, in bytes."""
+    return _workspace_limit

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, cast
 
@@ -86,6 +87,8 @@ class Activation:
 
 
 def _is_clip_range(value: Any) -> bool:
+    if isinstance(value, str):  # two digits are not a range
+        return False
     try:
         low, high = value
         return bool(float(low) <= float(high))
@@ -149,7 +152,9 @@ class ConvProblem:
         residual: bool = False,
     ) -> ConvProblem:
         """Describe ``y = conv(x, w)`` from user arguments, or say what is wrong with them."""
-        args = _Arguments(ndim, stride, dilation, groups, padding_mode, data_format, weight_format, precision)
+        args = _Arguments(
+            ndim, stride, dilation, groups, padding_mode, data_format, weight_format, precision, flip_kernel
+        )
         batch_shape, channels, size = args.split_data("x", x_shape)
         out_channels, group_channels, kernel = args.split_weight(w_shape)
         if channels != group_channels * args.groups:
@@ -175,7 +180,6 @@ class ConvProblem:
             out_size=_triple(out_size),
             padding=pads,
             dtype=dtype,
-            flip_kernel=bool(flip_kernel),
             bias=bias,
             residual=residual,
             activation=Activation.parse(activation, dtype),
@@ -205,7 +209,9 @@ class ConvProblem:
         residual: bool = False,
     ) -> ConvProblem:
         """Describe ``y = conv_transpose(x, w)``: the input gradient of the convolution that maps y's shape to x's."""
-        args = _Arguments(ndim, stride, dilation, groups, padding_mode, data_format, weight_format, precision)
+        args = _Arguments(
+            ndim, stride, dilation, groups, padding_mode, data_format, weight_format, precision, flip_kernel
+        )
         if padding_mode != "zeros":
             raise ValueError(f"padding_mode={padding_mode!r}: a transposed convolution takes 'zeros' only")
         batch_shape, channels, out_size = args.split_data("x", x_shape)
@@ -227,13 +233,13 @@ class ConvProblem:
                     f"dilation ({args.dilation[i]}) on each axis"
                 )
             reach = args.dilation[i] * (kernel[i] - 1) + 1
-            if padding in ("same", "same_lower"):  # the adjoint of a "same" convolution restores size * stride
+            if isinstance(padding, str) and padding.startswith("same"):  # the adjoint of "same" restores size * stride
                 extra = _replace(extra, i, extra[i] + max(args.stride[i] - reach, 0))
             length = (out_size[i] - 1) * args.stride[i] - sum(pads[i]) + reach + extra[i]
             if length < 0 and out_size[i] > 0:
                 raise ValueError(
                     f"padding={padding!r}: takes away more than there is; x of shape {tuple(x_shape)} with kernel "
-                    f"{kernel[3 - ndim:]} and stride {args.stride[3 - ndim:]} gives an output axis of length {length}"
+                    f"{kernel[3 - ndim :]} and stride {args.stride[3 - ndim :]} gives an output axis of length {length}"
                 )
             size.append(max(length, 0) if out_size[i] > 0 else 0)
         return cls(
@@ -246,7 +252,6 @@ class ConvProblem:
             out_size=out_size,
             padding=pads,
             dtype=dtype,
-            flip_kernel=bool(flip_kernel),
             bias=bias,
             residual=residual,
             activation=Activation.parse(activation, dtype),
@@ -431,7 +436,10 @@ def compute_dtype(x_dtype: Any, w_dtype: Any) -> str:
             raise TypeError(f"{name} has dtype {dtype}: expected one of {', '.join(DTYPES)}")
     if x_dtype == w_dtype:
         return str(x_dtype.name)
-    return str(np.result_type(x_dtype, w_dtype).name)
+    try:
+        return str(np.result_type(x_dtype, w_dtype).name)
+    except TypeError:
+        raise TypeError(f"x has dtype {x_dtype} and w {w_dtype}: expected two that NumPy promotes to one") from None
 
 
 # -- reading the arguments -----------------------------------------------------------------------------------------
@@ -450,6 +458,7 @@ class _Arguments:
         data_format: str,
         weight_format: str | None,
         precision: str,
+        flip_kernel: bool,
     ) -> None:
         self.ndim = ndim
         self.stride = _lift(_per_axis("stride", stride, ndim, 1), 1)
@@ -457,6 +466,9 @@ class _Arguments:
         self.groups = _integer("groups", groups, 1)
         self.padding_mode = _one_of("padding_mode", padding_mode, PADDING_MODES)
         self.precision = _one_of("precision", precision, PRECISIONS)
+        if not isinstance(flip_kernel, (bool, np.bool_)):
+            raise TypeError(f"flip_kernel={flip_kernel!r}: expected True or False")
+        self.flip_kernel = bool(flip_kernel)
         formats = (*DATA_FORMATS[ndim], "channels_first", "channels_last")
         _one_of("data_format", data_format, formats)
         self.channels_last = data_format in ("channels_last", DATA_FORMATS[ndim][1])
@@ -466,12 +478,13 @@ class _Arguments:
         self.weight_order = ("OI*", "O*I", "*IO")[WEIGHT_FORMATS[ndim].index(self.weight_name)]
 
     def fields(self) -> dict[str, Any]:
-        names = ("ndim", "groups", "stride", "dilation", "padding_mode", "precision", "channels_last", "weight_order")
-        return {name: getattr(self, name) for name in names}
+        """What of this a :class:`ConvProblem` holds under the same name."""
+        own = {field.name for field in fields(ConvProblem)}
+        return {name: value for name, value in vars(self).items() if name in own}
 
     def split_data(self, name: str, shape: Sequence[int]) -> tuple[tuple[int, ...], int, Triple]:
         """Batch axes, channels and lifted spatial size of a data array."""
-        shape = tuple(int(n) for n in shape)
+        shape = tuple(_integer(f"an axis of {name}", n, 0, sys.maxsize) for n in shape)
         if len(shape) < self.ndim + 1:
             raise ValueError(
                 f"{name} has shape {shape}: expected at least {self.ndim + 1} axes, (*batch, "
@@ -483,7 +496,7 @@ class _Arguments:
 
     def split_weight(self, shape: Sequence[int]) -> tuple[int, int, Triple]:
         """Outer channels (O), channels per group (I) and lifted kernel size of a weight array."""
-        shape = tuple(int(n) for n in shape)
+        shape = tuple(_integer("an axis of w", n, 0, sys.maxsize) for n in shape)
         if len(shape) != self.ndim + 2:
             raise ValueError(f"w has shape {shape}: expected {self.ndim + 2} axes, {self.weight_name}")
         kernel = {"OI*": shape[2:], "O*I": shape[1:-1], "*IO": shape[:-2]}[self.weight_order]
@@ -556,15 +569,15 @@ def _output_length(
     )
 
 
-def _integer(name: str, value: Any, least: int) -> int:
+def _integer(name: str, value: Any, least: int, most: int = _LARGEST) -> int:
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}={value!r}: expected an integer")
     try:
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name}={value!r}: expected an integer") from None
-    if not least <= number <= _LARGEST:
-        raise ValueError(f"{name}={value!r}: expected an integer from {least} to {_LARGEST}")
+    if not least <= number <= most:
+        raise ValueError(f"{name}={value!r}: expected an integer from {least} to {most}")
     return number
 
 
@@ -577,9 +590,9 @@ def _per_axis(name: str, value: Any, ndim: int, least: int) -> tuple[int, ...]:
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[str]) -> str:
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, allowed))}")
-    return str(value)
+    return value
 
 
 def _ndim_of(w_shape: Sequence[int]) -> int:

@@ -1,0 +1,1 @@
+"""CPU algorithms, one file each, compiled by Numba when first used."""

@@ -1,0 +1,48 @@
+"""Convolution for arrays: every kind, one dispatcher, CPU and CUDA kernels, checked against a NumPy reference.
+
+>>> import numpy as np, fastconv
+>>> fastconv.conv2d(np.ones((1, 3, 8, 8)), np.ones((4, 3, 3, 3)), padding="same").shape
+(1, 4, 8, 8)
+
+Importing this costs NumPy and nothing more; Numba, CuPy and torch are imported where first needed.
+"""
+
+from fastconv.dispatch import execute
+from fastconv.functional import (
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+    explain,
+)
+from fastconv.layers import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from fastconv.problem import ConvProblem, conv_output_shape, conv_transpose_output_shape
+from fastconv.settings import get_num_threads, set_num_threads, set_workspace_limit, threads
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvProblem",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_output_shape",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "conv_transpose_output_shape",
+    "execute",
+    "explain",
+    "get_num_threads",
+    "set_num_threads",
+    "set_workspace_limit",
+    "threads",
+]

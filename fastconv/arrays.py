@@ -1,0 +1,190 @@
+"""Whose array is this? NumPy, CuPy, torch, or anything with DLPack: found without importing any of them.
+
+A foreign array is *adopted*: viewed, without a copy, as a NumPy or CuPy array that kernels can read. :class:`Kind` then
+turns the result back into the caller's kind.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+_DLPACK_CPU, _DLPACK_CUDA = 1, 2
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A sort of array: its library's name, where its data lives, and how to make one from a NumPy or CuPy array."""
+
+    library: str
+    device: str
+    restore: Callable[[Any], Any] | None = None
+
+    def give(self, result: Any) -> Any:
+        """Turn a NumPy or CuPy result into this kind."""
+        return result if self.restore is None else self.restore(result)
+
+
+NUMPY = Kind("numpy", "cpu")
+CUPY = Kind("cupy", "gpu")
+
+
+def adopt(name: str, value: Any) -> tuple[Any, Kind]:
+    """View `value` as a NumPy or CuPy array.
+
+    Parameters
+    ----------
+    name : str
+        What the caller calls it, for error messages.
+    value : array_like
+        NumPy, CuPy or torch array, anything with DLPack, or nested lists of numbers.
+
+    Returns
+    -------
+    array : numpy.ndarray or cupy.ndarray
+        Of native byte order, aligned to its dtype; shares the caller's memory unless one of those had to be mended.
+    kind : Kind
+
+    Raises
+    ------
+    TypeError
+        If it is none of these, or a torch tensor whose gradient torch would expect to follow.
+
+    Examples
+    --------
+    >>> array, kind = adopt("x", [[1.0, 2.0]])
+    >>> array.shape, kind.library
+    ((1, 2), 'numpy')
+    """
+    if isinstance(value, np.ndarray):
+        return _plain(value), NUMPY
+    cupy, torch = sys.modules.get("cupy"), sys.modules.get("torch")
+    if cupy is not None and isinstance(value, cupy.ndarray):
+        return value, CUPY
+    if torch is not None and isinstance(value, torch.Tensor):
+        return _adopt_torch(name, value, torch)
+    if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
+        return _adopt_dlpack(name, value)
+    if isinstance(value, (list, tuple, int, float, complex, np.generic)):
+        return _plain(np.asarray(value)), NUMPY
+    raise TypeError(f"{name} is a {type(value).__name__}: expected an array (NumPy, CuPy, torch, or any with DLPack)")
+
+
+def _plain(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """A base-class array that machine code can read."""
+    if type(array) is not np.ndarray:
+        array = np.asarray(array)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return array if array.flags.aligned else array.copy()
+
+
+def _adopt_torch(name: str, tensor: Any, torch: Any) -> tuple[Any, Kind]:
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise TypeError(
+            f"{name} is a torch tensor that requires grad, which fastconv's functions do not record: "
+            f"pass {name}.detach(), or call under torch.no_grad()"
+        )
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    device = {"cpu": "cpu", "cuda": "gpu"}.get(tensor.device.type)
+    if device is None or tensor.layout != torch.strided:
+        raise TypeError(f"{name} is a {tensor.layout} tensor on {tensor.device}: expected a dense one on cpu or cuda")
+    # NumPy and DLPack have no common bfloat16: it travels as 16-bit integers.
+    half = tensor.dtype == torch.bfloat16
+    array, _ = _adopt_dlpack(name, tensor.view(torch.int16) if half else tensor)
+
+    def restore(result: Any) -> Any:
+        if result.dtype.name == "bfloat16":
+            return torch.from_dlpack(result.view(np.int16)).view(torch.bfloat16)
+        return torch.from_dlpack(result)
+
+    return (array.view(_bfloat16()) if half else array), Kind("torch", device, restore)
+
+
+def _adopt_dlpack(name: str, value: Any) -> tuple[Any, Kind]:
+    place = int(value.__dlpack_device__()[0])
+    namespace = value.__array_namespace__() if hasattr(value, "__array_namespace__") else None
+    restore = getattr(namespace, "from_dlpack", None)
+    library = type(value).__module__.partition(".")[0]
+    if place == _DLPACK_CPU:
+        return _plain(np.from_dlpack(value)), Kind(library, "cpu", restore)
+    if place == _DLPACK_CUDA:
+        import cupy
+
+        return cupy.from_dlpack(value), Kind(library, "gpu", restore)
+    raise TypeError(f"{name} is a {library} array on DLPack device type {place}: expected one on a CPU or CUDA device")
+
+
+def _bfloat16() -> np.dtype[Any]:
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def named_dtype(name: str) -> np.dtype[Any]:
+    """The NumPy dtype of that name; bfloat16 comes from ``ml_dtypes``."""
+    return _bfloat16() if name == "bfloat16" else np.dtype(name)
+
+
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], operands: dict[str, Any]) -> None:
+    """Refuse an ``out=`` that cannot take the result, or whose memory an operand reads.
+
+    Raises
+    ------
+    TypeError
+        If it is no array of the operands' library or of another dtype.
+    ValueError
+        If its shape differs, it is read-only, its elements overlap each other, or it overlaps an operand.
+    """
+    expected = type(next(iter(operands.values())))
+    if not isinstance(out, expected):
+        raise TypeError(f"out is a {type(out).__name__}: expected a {expected.__name__} like the operands")
+    if out.shape != shape:
+        raise ValueError(f"out has shape {out.shape}: expected {shape}")
+    if out.dtype != dtype:
+        raise TypeError(f"out has dtype {out.dtype}: expected {dtype}")
+    if not getattr(out.flags, "writeable", True):
+        raise ValueError("out is read-only: expected an array that can be written to")
+    if not getattr(out.flags, "aligned", True):
+        raise ValueError("out is not aligned to its dtype: expected an aligned array")
+    if any(stride == 0 and n > 1 for stride, n in zip(out.strides, out.shape, strict=True)):
+        raise ValueError(f"out has strides {out.strides}: expected an array whose elements do not share memory")
+    for name, operand in operands.items():
+        identical = (
+            name == "residual"  # each element of it is read just before that element of out is written
+            and operand.shape == out.shape
+            and operand.strides == out.strides
+            and address(operand) == address(out)
+        )
+        if not identical and _overlap(out, operand):
+            raise ValueError(f"out shares memory with {name}: expected memory of its own")
+
+
+def address(array: Any) -> int:
+    """Where the first element of a NumPy or CuPy array is."""
+    if isinstance(array, np.ndarray):
+        return int(array.__array_interface__["data"][0])
+    return int(array.data.ptr)
+
+
+def _overlap(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray):
+        try:
+            return np.shares_memory(a, b, max_work=100_000)
+        except np.exceptions.TooHardError:
+            return True
+    low_a, high_a = _extent(a)
+    low_b, high_b = _extent(b)
+    return low_a < high_b and low_b < high_a
+
+
+def _extent(array: Any) -> tuple[int, int]:
+    start = address(array)
+    steps = [stride * (n - 1) for stride, n in zip(array.strides, array.shape, strict=True)]
+    low = start + sum(s for s in steps if s < 0)
+    high = start + sum(s for s in steps if s > 0) + array.itemsize
+    return (low, high) if array.size else (start, start)

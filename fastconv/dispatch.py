@@ -1,0 +1,323 @@
+"""From a problem to a running kernel: candidates, their predicted cost, the choice, and its explanation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from fastconv import machine, settings
+from fastconv.arrays import Kind, adopt, check_out, named_dtype
+from fastconv.lowering import Views
+from fastconv.problem import ConvProblem, compute_dtype
+from fastconv.registry import Algorithm, algorithms
+
+DEVICES = ("auto", "cpu", "gpu")
+
+# A GPU must be this much faster, transfers included, before arrays are sent there unasked; and the CPU's own time must
+# be long enough to be worth asking.
+_GPU_ADVANTAGE = 1.5
+_GPU_WORTH_ASKING = 1e-3
+
+
+@dataclass(frozen=True)
+class Row:
+    """What :func:`explain` says of one algorithm."""
+
+    algorithm: str
+    device: str
+    chosen: bool
+    predicted_seconds: float | None
+    workspace_bytes: int | None
+    tolerance: float | None
+    why_not: str | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why an algorithm was chosen: one row for each registered one. ``str()`` of it is a table."""
+
+    problem: ConvProblem
+    rows: tuple[Row, ...]
+
+    def __str__(self) -> str:
+        head = ("", "algorithm", "predicted", "workspace", "tolerance", "")
+        lines = [head]
+        for row in self.rows:
+            mark, name = "->" if row.chosen else "", f"{row.device} {row.algorithm}"
+            if row.predicted_seconds is None or row.workspace_bytes is None or row.tolerance is None:
+                lines.append((mark, name, "-", "-", "-", f"declines: {row.why_not}"))
+                continue
+            time, space = f"{row.predicted_seconds * 1e3:.3g} ms", f"{row.workspace_bytes / 2**20:.3g} MiB"
+            lines.append((mark, name, time, space, f"{row.tolerance:.1e}", row.why_not or ""))
+        widths = [max(len(line[i]) for line in lines) for i in range(5)]
+        table = ["  ".join([*(c.ljust(n) for c, n in zip(line, widths, strict=False)), line[5]]) for line in lines]
+        return "\n".join([str(self.problem), *(line.rstrip() for line in table)])
+
+
+def machine_of(device: str) -> machine.Machine:
+    """The machine whose rates the cost models of `device` use."""
+    return machine.cpu() if device == "cpu" else machine.gpu()
+
+
+def why_no_gpu() -> str | None:
+    """Why no GPU can be used here, in words; None if one can."""
+    from fastconv.gpu import runtime
+
+    return runtime.why_no_gpu()
+
+
+@lru_cache(maxsize=4096)
+def choose(problem: ConvProblem, device: str = "cpu", algorithm: str = "auto") -> Algorithm:
+    """The algorithm to run `problem` with on ``"cpu"`` or ``"gpu"``: the named one, or the one predicted fastest.
+
+    Raises
+    ------
+    ValueError
+        If `algorithm` is not registered for the device, or declines the problem.
+    """
+    known = {a.name: a for a in algorithms(device)}
+    if algorithm != "auto":
+        if algorithm not in known:
+            raise ValueError(f"algorithm={algorithm!r}: expected 'auto' or one of {', '.join(known)} on the {device}")
+        reason = known[algorithm].why_not(problem)
+        if reason is not None:
+            raise ValueError(f"algorithm={algorithm!r} cannot compute {problem}: {reason}")
+        return known[algorithm]
+    willing = [a for a in known.values() if a.why_not(problem) is None]
+    return min(willing, key=lambda a: a.cost(problem, machine_of(device)))
+
+
+def place(problem: ConvProblem, device: str, home: str) -> str:
+    """Where to compute, ``"cpu"`` or ``"gpu"``, for arrays that live on `home`.
+
+    Raises
+    ------
+    ValueError
+        If `device` is unknown, or asks for a GPU where there is none, or for the CPU for arrays on a GPU.
+    """
+    if device not in DEVICES:
+        raise ValueError(f"device={device!r}: expected one of {', '.join(map(repr, DEVICES))}")
+    if home == "gpu":
+        if device == "cpu":
+            raise ValueError("device='cpu': the arrays live on a GPU; bring them to the host first (cupy.asnumpy)")
+        return "gpu"
+    if device == "gpu":
+        reason = why_no_gpu()
+        if reason is not None:
+            raise ValueError(f"device='gpu': {reason}")
+        return "gpu"
+    return "gpu" if device == "auto" and _gpu_pays(problem) else "cpu"
+
+
+def _gpu_pays(problem: ConvProblem) -> bool:
+    on_cpu = choose(problem, "cpu").cost(problem, machine.cpu())
+    if on_cpu < _GPU_WORTH_ASKING or why_no_gpu() is not None:
+        return False
+    gpu = machine.gpu()
+    itemsize = named_dtype(problem.dtype).itemsize
+    moved = sum(int(np.prod(shape)) for shape in (*problem.operand_shapes, problem.result_shape)) * itemsize
+    on_gpu = choose(problem, "gpu").cost(problem, gpu) + moved / gpu.transfer
+    return on_cpu > _GPU_ADVANTAGE * on_gpu
+
+
+class Execution:
+    """A problem with its algorithm planned: checks the arrays, views them, runs the kernel.
+
+    Parameters
+    ----------
+    problem : ConvProblem
+    algorithm : Algorithm
+    """
+
+    def __init__(self, problem: ConvProblem, algorithm: Algorithm) -> None:
+        self.problem = problem
+        self.algorithm = algorithm
+        self.device = algorithm.device
+        self.plan = algorithm.plan(problem, settings.workspace_limit())
+        self._views = Views(problem)
+        self._shapes = problem.operand_shapes
+        self._shape = problem.result_shape
+        self._channels = (problem.result_channels,)
+        self._dtype = named_dtype(problem.dtype)
+        self._result_dtype = named_dtype(problem.result_dtype)
+        self._bias_dtype = named_dtype(problem.accumulator_dtype)
+
+    def pack(self, w: Any) -> Any:
+        """Bring a weight (a NumPy or CuPy array in the user's format) into the plan's form, on its device."""
+        return self.plan.pack(self._views.weight(self._bring(w, self._dtype)))
+
+    def __call__(
+        self, x: Any, w: Any, bias: Any = None, residual: Any = None, out: Any = None, packed: Any = None
+    ) -> Any:
+        """Run on NumPy or CuPy arrays of the problem's shapes; `packed` spares packing `w`."""
+        if bias is not None:
+            self._check("bias", bias, self._channels)
+        if residual is not None:
+            self._check("residual", residual, self._shape)
+        if out is not None:
+            operands = {"x": x, "w": w, "bias": bias, "residual": residual}
+            check_out(out, self._shape, self._result_dtype, {k: v for k, v in operands.items() if v is not None})
+        if packed is None:
+            packed = self.pack(w)
+        home = np if isinstance(x, np.ndarray) else None
+        x = self._bring(x, self._dtype)
+        bias = None if bias is None else self._contiguous(self._bring(bias, self._bias_dtype))
+        residual = None if residual is None else self._views.result(self._bring(residual, self._result_dtype))
+        result, target = self._target(out)
+        self.plan.run(self._views.source(x), packed, target, bias, residual)
+        if self.device == "gpu" and home is np:
+            result = _cupy().asnumpy(result)
+        if out is None:
+            return result
+        if result is not out:
+            out[...] = result
+        return out
+
+    def _check(self, name: str, array: Any, shape: tuple[int, ...]) -> None:
+        if array.shape != shape:
+            raise ValueError(f"{name} has shape {array.shape}: expected {shape}")
+        if array.dtype != self._result_dtype and not np.can_cast(array.dtype, self._bias_dtype, "same_kind"):
+            raise TypeError(f"{name} has dtype {array.dtype}: cannot be added to a {self._result_dtype} result")
+
+    def _bring(self, array: Any, dtype: np.dtype[Any]) -> Any:
+        """The array on this execution's device, with that dtype."""
+        if self.device == "gpu" and isinstance(array, np.ndarray):
+            array = _cupy().asarray(array)
+        return array if array.dtype == dtype else array.astype(dtype)
+
+    def _contiguous(self, array: Any) -> Any:
+        return array if array.flags.c_contiguous else array.copy()
+
+    def _target(self, out: Any) -> tuple[Any, Any]:
+        """The array to fill and the kernel's view of it: `out` itself, or a new one where its axes cannot merge."""
+        xp = np if self.device == "cpu" else _cupy()
+        if out is not None and isinstance(out, xp.ndarray):
+            view = self._views.result(out)
+            if out.size == 0 or xp.may_share_memory(view, out):
+                return out, view
+        result = xp.empty(self._shape, self._result_dtype)
+        return result, self._views.result(result)
+
+
+def _cupy() -> Any:
+    import cupy
+
+    return cupy
+
+
+@lru_cache(maxsize=4096)
+def _execution(problem: ConvProblem, device: str, algorithm: str, workspace_limit: int) -> Execution:
+    return Execution(problem, choose(problem, device, algorithm))
+
+
+def prepare(problem: ConvProblem, home: str, device: str = "auto", algorithm: str = "auto") -> Execution:
+    """The execution of `problem` for arrays that live on `home`; cached."""
+    return _execution(problem, place(problem, device, home), algorithm, settings.workspace_limit())
+
+
+def adopt_all(arrays: dict[str, Any]) -> tuple[dict[str, Any], Kind]:
+    """Adopt every array that is not None; all must live on the device of the first.
+
+    Raises
+    ------
+    TypeError
+        If one is no array, or they live on different devices.
+    """
+    adopted: dict[str, Any] = {}
+    kinds: dict[str, Kind] = {}
+    for name, value in arrays.items():
+        adopted[name] = None
+        if value is not None:
+            adopted[name], kinds[name] = adopt(name, value)
+    first, kind = next(iter(kinds.items()))
+    for name, other in kinds.items():
+        if other.device != kind.device:
+            raise TypeError(
+                f"{name} is a {other.library} array on the {other.device}, but {first} is a {kind.library} array on "
+                f"the {kind.device}: expected both on one device"
+            )
+    return adopted, kind
+
+
+def execute(
+    problem: ConvProblem,
+    a: Any,
+    b: Any,
+    bias: Any = None,
+    residual: Any = None,
+    out: Any = None,
+    *,
+    algorithm: str = "auto",
+    device: str = "auto",
+) -> Any:
+    """Compute any problem, gradients included, from the two arrays that its ``op`` reads.
+
+    Parameters
+    ----------
+    problem : ConvProblem
+    a, b : array
+        Of shapes ``problem.operand_shapes``.
+    bias, residual, out : array, optional
+        As for :func:`fastconv.conv2d`.
+    algorithm, device : str
+        As for :func:`fastconv.conv2d`.
+
+    Returns
+    -------
+    array
+        Of the kind of `a`, of shape ``problem.result_shape``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`fastconv.conv2d` does.
+
+    Examples
+    --------
+    The weight gradient of a convolution:
+
+    >>> import dataclasses
+    >>> forward = ConvProblem.forward(1, (1, 1, 3), (1, 1, 2))
+    >>> problem = dataclasses.replace(forward, op="weight_grad")
+    >>> x, gy = np.array([[[1, 2, 3]]], np.float32), np.array([[[1, 1]]], np.float32)
+    >>> execute(problem, x, gy)
+    array([[[3., 5.]]], dtype=float32)
+    """
+    arrays, kind = adopt_all({"a": a, "b": b, "bias": bias, "residual": residual, "out": out})
+    for name, shape in zip("ab", problem.operand_shapes, strict=True):
+        if arrays[name].shape != shape:
+            raise ValueError(f"{name} has shape {arrays[name].shape}: expected {shape} for {problem}")
+    if compute_dtype(arrays["a"].dtype, arrays["b"].dtype) != problem.dtype:
+        raise TypeError(f"a and b have dtypes {arrays['a'].dtype} and {arrays['b'].dtype}: expected {problem.dtype}")
+    result = prepare(problem, kind.device, device, algorithm)(*arrays.values())
+    return kind.give(result) if out is None else out
+
+
+def explain_problem(problem: ConvProblem, device: str = "auto", algorithm: str = "auto") -> Explanation:
+    """Every registered algorithm's answer to `problem`, for arrays on the host; the chosen one marked."""
+    target = place(problem, device, "cpu")
+    chosen = choose(problem, target, algorithm)
+    rows: list[Row] = []
+    no_gpu = why_no_gpu()
+    for at in ("cpu", "gpu"):
+        for candidate in algorithms(at):
+            reason = candidate.why_not(problem) or (no_gpu if at == "gpu" else None)
+            if reason is not None:
+                rows.append(Row(candidate.name, at, False, None, None, None, reason))
+                continue
+            rows.append(
+                Row(
+                    candidate.name,
+                    at,
+                    candidate is chosen,
+                    candidate.cost(problem, machine_of(at)),
+                    candidate.workspace_bytes(problem, settings.workspace_limit()),
+                    candidate.tolerance(problem),
+                    None,
+                )
+            )
+    return Explanation(problem, tuple(rows))
+

@@ -1,0 +1,222 @@
+"""Convolutions with their weights bound once: packed, transformed and on the device before the first call."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, ClassVar
+
+from fastconv.arrays import adopt
+from fastconv.dispatch import adopt_all
+from fastconv.functional import lookup
+
+# Forms of the weight kept by one layer: a layer met by inputs of very different sizes may use a few algorithms.
+_MOST_PACKED = 4
+
+
+class _Layer:
+    """What all six layers share; subclasses say which convolution they are."""
+
+    ndim: ClassVar[int]
+    op: ClassVar[str]
+
+    def __init__(self, w: Any, bias: Any, options: tuple[Any, ...], algorithm: str, device: str) -> None:
+        self._w = adopt("w", w)[0].copy()
+        self._bias = None if bias is None else adopt("bias", bias)[0].copy()
+        self._options = options
+        self._algorithm, self._device = algorithm, device
+        self._packed: OrderedDict[Any, Any] = OrderedDict()
+
+    def __call__(self, x: Any, residual: Any = None, out: Any = None) -> Any:
+        """Apply the layer.
+
+        Parameters
+        ----------
+        x : array_like
+            ``(*batch, C_in, *spatial)``, or channels last.
+        residual : array_like, optional
+            Of the result's shape; added before the activation.
+        out : array, optional
+            Where to write the result.
+
+        Returns
+        -------
+        array
+            Of the kind of `x`.
+        """
+        arrays, kind = adopt_all({"x": x, "w": self._w, "bias": self._bias, "residual": residual, "out": out})
+        execution = lookup(self.op, self.ndim, arrays, kind, self._algorithm, self._device, self._options)
+        key = (execution.device, execution.problem.dtype, execution.plan.pack_key)
+        packed = self._packed.get(key)
+        if packed is None:
+            packed = self._packed[key] = execution.pack(self._w)
+            if len(self._packed) > _MOST_PACKED:
+                self._packed.popitem(last=False)
+        result = execution(*arrays.values(), packed)
+        return kind.give(result) if out is None else out
+
+
+class _Conv(_Layer):
+    op = "forward"
+
+    def __init__(
+        self,
+        w: Any,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        *,
+        padding_mode: str = "zeros",
+        data_format: str = "channels_first",
+        weight_format: str | None = None,
+        activation: Any = None,
+        flip_kernel: bool = False,
+        algorithm: str = "auto",
+        precision: str = "high",
+        device: str = "auto",
+    ) -> None:
+        options = (stride, padding, dilation, groups, padding_mode, data_format, weight_format, activation,
+                   flip_kernel, precision)  # fmt: skip
+        super().__init__(w, bias, options, algorithm, device)
+
+
+class _ConvTranspose(_Layer):
+    op = "input_grad"
+
+    def __init__(
+        self,
+        w: Any,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: int = 1,
+        dilation: Any = 1,
+        *,
+        padding_mode: str = "zeros",
+        data_format: str = "channels_first",
+        weight_format: str | None = None,
+        activation: Any = None,
+        flip_kernel: bool = False,
+        algorithm: str = "auto",
+        precision: str = "high",
+        device: str = "auto",
+    ) -> None:
+        options = (stride, padding, output_padding, groups, dilation, padding_mode, data_format, weight_format,
+                   activation, flip_kernel, precision)  # fmt: skip
+        super().__init__(w, bias, options, algorithm, device)
+
+
+class Conv2d(_Conv):
+    """A two-dimensional convolution with its weight bound.
+
+    The weight is copied and brought into the kernel's own form once; later changes to the caller's array do not show.
+
+    Parameters
+    ----------
+    w : array_like
+        ``(C_out, C_in / groups, KH, KW)``.
+    bias : array_like, optional
+        ``(C_out,)``.
+    stride, padding, dilation, groups, padding_mode, data_format, weight_format, activation, flip_kernel, algorithm, precision, device
+        As for :func:`fastconv.conv2d`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`fastconv.conv2d` does, when called.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> layer = fastconv.Conv2d(np.ones((8, 3, 3, 3), np.float32), padding=1, activation="relu")
+    >>> layer(np.ones((2, 3, 32, 32), np.float32)).shape
+    (2, 8, 32, 32)
+    """  # noqa: E501
+
+    ndim = 2
+
+
+class Conv1d(_Conv):
+    """A one-dimensional convolution with its weight ``(C_out, C_in / groups, K)`` bound: see :class:`Conv2d`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> fastconv.Conv1d(np.ones((8, 4, 3)), padding="causal")(np.ones((4, 100))).shape
+    (8, 100)
+    """
+
+    ndim = 1
+
+
+class Conv3d(_Conv):
+    """A three-dimensional convolution with its weight ``(C_out, C_in / groups, KD, KH, KW)`` bound: see :class:`Conv2d`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> fastconv.Conv3d(np.ones((8, 4, 3, 3, 3)), stride=2)(np.ones((4, 9, 9, 9))).shape
+    (8, 4, 4, 4)
+    """
+
+    ndim = 3
+
+
+class ConvTranspose2d(_ConvTranspose):
+    """A two-dimensional transposed convolution with its weight bound.
+
+    Parameters
+    ----------
+    w : array_like
+        ``(C_in, C_out / groups, KH, KW)``.
+    bias : array_like, optional
+        ``(C_out,)``.
+    stride, padding, output_padding, groups, dilation, padding_mode, data_format, weight_format, activation, flip_kernel, algorithm, precision, device
+        As for :func:`fastconv.conv_transpose2d`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`fastconv.conv_transpose2d` does, when called.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> layer = fastconv.ConvTranspose2d(np.ones((8, 3, 4, 4), np.float32), stride=2, padding=1)
+    >>> layer(np.ones((2, 8, 16, 16), np.float32)).shape
+    (2, 3, 32, 32)
+    """  # noqa: E501
+
+    ndim = 2
+
+
+class ConvTranspose1d(_ConvTranspose):
+    """A one-dimensional transposed convolution with its weight ``(C_in, C_out / groups, K)`` bound.
+
+    See :class:`ConvTranspose2d`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> fastconv.ConvTranspose1d(np.ones((8, 4, 2)), stride=2)(np.ones((8, 100))).shape
+    (4, 200)
+    """
+
+    ndim = 1
+
+
+class ConvTranspose3d(_ConvTranspose):
+    """A three-dimensional transposed convolution with its weight ``(C_in, C_out / groups, KD, KH, KW)`` bound.
+
+    See :class:`ConvTranspose2d`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> fastconv.ConvTranspose3d(np.ones((8, 4, 2, 2, 2)), stride=2)(np.ones((8, 4, 5, 6))).shape
+    (4, 8, 10, 12)
+    """
+
+    ndim = 3

@@ -1,0 +1,96 @@
+"""``direct``: correlation by its definition, one output a thread or a warp. Takes every problem."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastconv.gpu.arguments import EPILOGUE, VIEW, channels_fastest, epilogue, record, view
+from fastconv.gpu.runtime import KernelSpec, dtype_defines, runtime
+from fastconv.lowering import GEOMETRY, Correlation, lower
+from fastconv.machine import Machine
+from fastconv.problem import DTYPES, ConvProblem
+from fastconv.registry import Algorithm, Plan, register
+
+DIRECT = np.dtype(
+    [("x", VIEW), ("w", VIEW), ("y", VIEW), ("geometry", GEOMETRY), ("epilogue", EPILOGUE)]
+    + [("channels_fastest", np.int64)]
+)
+
+_BLOCK = 256
+_WARP = 32
+_MOST_BLOCKS = 1 << 16  # enough for any GPU; the kernels walk over the rest
+
+# Below this many outputs the threads of a large GPU are not all busy, and above this length a warp's lanes are.
+_FEW_OUTPUTS = 1 << 16
+_LONG_SUM = 2 * _WARP
+
+# Estimated, not measured: the share of the peak that one multiply-add with two loads reaches.
+_EFFICIENCY = 0.03
+
+
+@dataclass(frozen=True)
+class DirectPlan(Plan):
+    """Runs one piece after another on the arrays as they are."""
+
+    problem: ConvProblem
+    pack_key = "as it is"
+
+    def pack(self, w: Any) -> Any:
+        return w
+
+    def run(self, x: Any, packed: Any, y: Any, bias: Any, residual: Any) -> None:
+        for piece in lower(self.problem):
+            target = piece.target_view(y)
+            if not target.size:
+                continue
+            params = record(
+                DIRECT,
+                x=view(x),
+                w=view(piece.weight_view(packed)),
+                y=view(target),
+                geometry=piece.geometry,
+                epilogue=epilogue(self.problem, bias, None if residual is None else piece.target_view(residual)),
+                channels_fastest=channels_fastest(target),
+            )
+            entry, threads = _shape(piece)
+            blocks = min(-(-target.size * threads // _BLOCK), _MOST_BLOCKS)
+            runtime().launch(_spec(entry, self.problem.dtype), (blocks, 1, 1), (_BLOCK, 1, 1), params)
+
+
+def _shape(piece: Correlation) -> tuple[str, int]:
+    """Which kernel runs a piece, and how many of its threads share an output."""
+    outputs = piece.batch * piece.groups * piece.out_channels * piece.positions
+    few = outputs < _FEW_OUTPUTS and piece.reduction >= _LONG_SUM
+    return ("direct_warp", _WARP) if few else ("direct_thread", 1)
+
+
+def _spec(entry: str, dtype: str) -> KernelSpec:
+    return KernelSpec("direct.cu", entry, dtype_defines(dtype))
+
+
+class Direct(Algorithm):
+    """The definition, output by output."""
+
+    name = "direct"
+    device = "gpu"
+
+    def why_not(self, problem: ConvProblem) -> str | None:
+        return None
+
+    def cost(self, problem: ConvProblem, machine: Machine) -> float:
+        pieces = lower(problem)
+        return len(pieces) * machine.launch + sum(2 * p.macs for p in pieces) / (machine.flops * _EFFICIENCY)
+
+    def plan(self, problem: ConvProblem, workspace_limit: int) -> DirectPlan:
+        return DirectPlan(problem)
+
+    def variants(self) -> Iterable[KernelSpec]:
+        """Every kernel that a plan can launch."""
+        return (_spec(entry, dtype) for dtype in DTYPES for entry in ("direct_thread", "direct_warp"))
+
+
+register(Direct())

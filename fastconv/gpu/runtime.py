@@ -1,0 +1,116 @@
+"""Compile and launch: the one place that knows how a kernel gets onto a device.
+
+Algorithms ask :func:`runtime` for it. It is CuPy's, unless :func:`use` put another one in its place: the tests run the
+same kernels on the CPU that way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+
+from fastconv.gpu.source import program
+from fastconv.problem import DTYPES
+
+Dim = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """A kernel: an entry of a file in ``cuda/``, compiled with these macros."""
+
+    file: str
+    entry: str
+    defines: tuple[tuple[str, str], ...]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The compiler's arguments."""
+        return ("-std=c++17", *(f"-D{name}={value}" for name, value in self.defines))
+
+
+def dtype_defines(dtype: str) -> tuple[tuple[str, str], ...]:
+    """The macros that every kernel takes: element types, which ``cuda/types.cuh`` calls by their NumPy names."""
+    result, accumulator = DTYPES[dtype]
+    return (("STORAGE", dtype), ("RESULT", result), ("ACCUMULATOR", accumulator))
+
+
+class Runtime(Protocol):
+    """What algorithms need of a device."""
+
+    @property
+    def xp(self) -> Any:
+        """The module of the device's arrays, with NumPy's functions."""
+
+    def device(self) -> int:
+        """Number of the current device."""
+
+    def address(self, array: Any) -> int:
+        """Where the element of index zero lies, whatever the strides."""
+
+    def launch(self, spec: KernelSpec, grid: Dim, block: Dim, params: np.ndarray[Any, Any]) -> None:
+        """Run a kernel; `params` is a one-element structured array, its only parameter, passed by value."""
+
+
+class CupyRuntime:
+    """NVRTC through CuPy, which keeps what it compiled on disk; kernels run on CuPy's current device and stream."""
+
+    @property
+    def xp(self) -> Any:
+        import cupy
+
+        return cupy
+
+    def device(self) -> int:
+        return int(self.xp.cuda.runtime.getDevice())
+
+    def address(self, array: Any) -> int:
+        return int(array.data.ptr)
+
+    def launch(self, spec: KernelSpec, grid: Dim, block: Dim, params: np.ndarray[Any, Any]) -> None:
+        self._kernel(spec)(grid, block, (params,))
+
+    @staticmethod
+    @cache
+    def _kernel(spec: KernelSpec) -> Any:
+        import cupy
+
+        # A RawKernel loads itself once on each device on which it is called.
+        return cupy.RawModule(code=program(spec.file), options=spec.options).get_function(spec.entry)
+
+
+_current: Runtime = CupyRuntime()
+
+
+def runtime() -> Runtime:
+    """The runtime on which GPU algorithms run now."""
+    return _current
+
+
+@contextmanager
+def use(other: Runtime) -> Iterator[None]:
+    """Put another runtime in CuPy's place inside a ``with`` block, for the whole process."""
+    global _current
+    before, _current = _current, other
+    try:
+        yield
+    finally:
+        _current = before
+
+
+def why_no_gpu() -> str | None:
+    """Why kernels cannot run on a GPU here, in words for the user; None if they can."""
+    try:
+        import cupy
+    except ImportError as error:
+        return f"CuPy cannot be imported ({error}); install fastconv[cuda12] or fastconv[cuda13]"
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return f"CuPy finds no usable CUDA device ({error})"
+    return None if count else "CuPy finds no CUDA device"

@@ -1,0 +1,203 @@
+// Enough of CUDA C++ to run a kernel on the CPU: what a kernel may use, and a launcher that runs it block by block.
+//
+// The threads of a block are fibers. Each runs until it meets a barrier; the scheduler opens a barrier once all threads
+// that it is for have arrived, and reports one that can never open. Between two barriers threads run in turn, forwards
+// and backwards alternately, so that a missing barrier shows as a wrong result; shared memory starts out filled with
+// NaN bit patterns.
+#pragma once
+
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static __attribute__((section("emulated_shared")))
+#define __launch_bounds__(...)
+#define __syncthreads() emulation::wait(emulation::AT_BLOCK, __LINE__)
+#define __syncwarp() emulation::wait(emulation::AT_WARP, __LINE__)
+#define __shfl_xor_sync(mask, value, with) emulation::exchange(mask, value, emulation::lane() ^ (with), __LINE__)
+#define __shfl_down_sync(mask, value, by) emulation::exchange(mask, value, emulation::lane() + (by), __LINE__)
+
+using std::erfc;
+using std::exp;
+using std::tanh;
+
+struct dim3 {
+    unsigned x, y, z;
+};
+
+static dim3 gridDim, blockDim, blockIdx, threadIdx;
+
+// Where the linker put the __shared__ variables of this program, if it has any.
+extern char __start_emulated_shared[] __attribute__((weak));
+extern char __stop_emulated_shared[] __attribute__((weak));
+
+namespace emulation {
+
+enum State { READY, AT_WARP, AT_BLOCK, DONE };
+
+constexpr unsigned WARP = 32;
+constexpr size_t STACK = 64 << 10;
+
+struct Fiber {
+    ucontext_t context;
+    std::vector<char> stack = std::vector<char>(STACK);
+    dim3 index;
+    State state;
+    int line;
+    alignas(16) char slot[16];  // what it offers to its warp
+};
+
+static std::vector<Fiber> fibers;
+static unsigned active, running;
+static ucontext_t scheduler;
+static void (*body)(const void*);
+static const void* body_params;
+static char message[256];
+
+static unsigned lane() { return running % WARP; }
+
+static void wait(State state, int line) {
+    fibers[running].state = state;
+    fibers[running].line = line;
+    swapcontext(&fibers[running].context, &scheduler);
+}
+
+template <class T>
+static T exchange(unsigned mask, T value, unsigned from, int line) {
+    static_assert(sizeof(T) <= 8, "CUDA shuffles at most 8 bytes");
+    const unsigned first = running / WARP * WARP;
+    if (mask != 0xffffffff) snprintf(message, sizeof message, "line %d: shuffle with mask %x, expected all", line, mask);
+    memcpy(fibers[running].slot, &value, sizeof(T));
+    wait(AT_WARP, line);
+    if (from < WARP) memcpy(&value, fibers[first + from].slot, sizeof(T));
+    wait(AT_WARP, line);
+    return value;
+}
+
+static void enter() {
+    body(body_params);
+    fibers[running].state = DONE;  // and on to the scheduler, by uc_link
+}
+
+// Let threads [first, last) go on if all of them wait at the same barrier.
+static bool open(unsigned first, unsigned last, State barrier) {
+    for (unsigned i = first; i < last; ++i)
+        if (fibers[i].state != barrier || fibers[i].line != fibers[first].line) return false;
+    for (unsigned i = first; i < last; ++i) fibers[i].state = READY;
+    return true;
+}
+
+static bool all_done() {
+    for (unsigned i = 0; i < active; ++i)
+        if (fibers[i].state != DONE) return false;
+    return true;
+}
+
+static void describe_deadlock() {
+    static const char* names[] = {"ready", "at a warp barrier", "at a block barrier", "finished"};
+    unsigned other = 1;
+    while (other < active - 1 && fibers[other].state == fibers[0].state && fibers[other].line == fibers[0].line) ++other;
+    snprintf(message, sizeof message, "divergent barrier in block (%u, %u, %u): thread 0 is %s (line %d), thread %u is %s (line %d)",
+             blockIdx.x, blockIdx.y, blockIdx.z, names[fibers[0].state], fibers[0].line, other,
+             names[fibers[other].state], fibers[other].line);
+}
+
+static bool run_block() {
+    if (__start_emulated_shared) memset(__start_emulated_shared, 0xff, __stop_emulated_shared - __start_emulated_shared);
+    for (unsigned i = 0; i < active; ++i) {
+        Fiber& f = fibers[i];
+        getcontext(&f.context);
+        f.context.uc_stack.ss_sp = f.stack.data();
+        f.context.uc_stack.ss_size = f.stack.size();
+        f.context.uc_link = &scheduler;
+        makecontext(&f.context, enter, 0);
+        f.state = READY;
+        f.line = 0;
+        f.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
+    }
+    for (bool backwards = false; !all_done(); backwards = !backwards) {
+        for (unsigned turn = 0; turn < active; ++turn) {
+            running = backwards ? active - 1 - turn : turn;
+            if (fibers[running].state != READY) continue;
+            threadIdx = fibers[running].index;
+            swapcontext(&scheduler, &fibers[running].context);
+            if (message[0]) return false;
+        }
+        bool progress = all_done() || open(0, active, AT_BLOCK);
+        for (unsigned warp = 0; warp < active; warp += WARP)
+            progress |= open(warp, warp + WARP < active ? warp + WARP : active, AT_WARP);
+        if (!progress) {
+            describe_deadlock();
+            return false;
+        }
+    }
+    return true;
+}
+
+// Run a kernel whose only parameter is a struct; null, or what went wrong.
+template <class Params>
+static const char* launch(void (*kernel)(Params), const unsigned* grid, const unsigned* block, const void* params, size_t size) {
+    static void (*entry)(Params);
+    entry = kernel;
+    message[0] = 0;
+    if (size != sizeof(Params)) {
+        snprintf(message, sizeof message, "the host sends %zu bytes of parameters, the kernel takes %zu", size, sizeof(Params));
+        return message;
+    }
+    gridDim = {grid[0], grid[1], grid[2]};
+    blockDim = {block[0], block[1], block[2]};
+    active = block[0] * block[1] * block[2];
+    if (fibers.size() < active) fibers = std::vector<Fiber>(active);
+    body = [](const void* p) { entry(*static_cast<const Params*>(p)); };
+    body_params = params;
+    for (blockIdx.z = 0; blockIdx.z < grid[2]; ++blockIdx.z)
+        for (blockIdx.y = 0; blockIdx.y < grid[1]; ++blockIdx.y)
+            for (blockIdx.x = 0; blockIdx.x < grid[0]; ++blockIdx.x)
+                if (!run_block()) return message;
+    return nullptr;
+}
+
+}  // namespace emulation
+
+// -- IEEE half precision, by bit arithmetic --------------------------------------------------------------------------
+
+static inline float float_of(unsigned int bits) {
+    float v;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+
+static inline unsigned int bits_of(float v) {
+    unsigned int bits;
+    memcpy(&bits, &v, sizeof bits);
+    return bits;
+}
+
+static inline float widen_half(unsigned short half) {
+    const unsigned sign = (half & 0x8000u) << 16, exponent = half >> 10 & 0x1f, fraction = half & 0x3ff;
+    if (exponent == 31) return float_of(sign | 0x7f800000 | fraction << 13);
+    if (exponent == 0) return (sign ? -1.0f : 1.0f) * std::ldexp((float)fraction, -24);
+    return float_of(sign | (exponent + 112) << 23 | fraction << 13);
+}
+
+static inline unsigned short narrow_half(float v) {
+    const unsigned sign = bits_of(v) >> 16 & 0x8000;
+    const float size = std::fabs(v);
+    if (v != v) return sign | 0x7fff;
+    if (size >= 65520.0f) return sign | 0x7c00;  // halfway from the largest half to what would be the next
+    // Neighbouring halves are 2^(e - 11) apart for size = f * 2^e with f < 1, and 2^-24 below the normal numbers.
+    int ulp = -24;
+    if (size >= 0x1p-14f) {
+        std::frexp(size, &ulp);
+        ulp -= 11;
+    }
+    const unsigned units = (unsigned)std::nearbyint(std::ldexp(size, -ulp));  // ties to even
+    // A subnormal is its units; a normal number has 1024..2047 of them, and a carry to 2048 moves on by itself.
+    return (unsigned short)(sign | (((unsigned)(ulp + 24) << 10) + units));
+}

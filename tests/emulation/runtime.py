@@ -1,0 +1,108 @@
+"""The CUDA kernels on the CPU: each program built by the system's C++ compiler behind ``cuda_emulation.h``.
+
+:class:`EmulatedRuntime` stands where ``fastconv.gpu.runtime.CupyRuntime`` does; its arrays are NumPy's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastconv.gpu.runtime import Dim, KernelSpec
+from fastconv.gpu.source import entries, program
+
+HEADER = Path(__file__).with_name("cuda_emulation.h")
+
+
+def compiler() -> str | None:
+    """The system's C++ compiler, or None."""
+    return next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
+
+
+class EmulatedRuntime:
+    """Runs kernels in this process, on NumPy arrays."""
+
+    xp = np
+
+    def __init__(self) -> None:
+        self._libraries: dict[str, ctypes.CDLL] = {}
+
+    def device(self) -> int:
+        return 0
+
+    def address(self, array: Any) -> int:
+        return int(array.__array_interface__["data"][0])
+
+    def build(self, specs: Iterable[KernelSpec]) -> None:
+        """Compile the programs of many kernels, two at a time."""
+        with ThreadPoolExecutor(2) as pool:
+            for future in [pool.submit(self._library, spec) for spec in specs]:
+                future.result()
+
+    def launch(self, spec: KernelSpec, grid: Dim, block: Dim, params: np.ndarray[Any, Any]) -> None:
+        self._run(self._library(spec), spec.entry, grid, block, params)
+
+    def launch_text(self, text: str, entry: str, grid: Dim, block: Dim, params: np.ndarray[Any, Any]) -> None:
+        """Run a kernel of a program that is no file of the package."""
+        self._run(self._load(text, (entry,), ("-std=c++17",)), entry, grid, block, params)
+
+    def _run(self, library: ctypes.CDLL, entry: str, grid: Dim, block: Dim, params: np.ndarray[Any, Any]) -> None:
+        launch = getattr(library, f"launch_{entry}")
+        launch.restype = ctypes.c_char_p
+        dims = ((ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block))
+        failure = launch(*dims, ctypes.c_void_p(params.ctypes.data), ctypes.c_size_t(params.nbytes))
+        if failure:
+            raise RuntimeError(f"{entry}: {failure.decode()}")
+
+    def _library(self, spec: KernelSpec) -> ctypes.CDLL:
+        return self._load(program(spec.file), entries(spec.file), spec.options)
+
+    def _load(self, text: str, names: tuple[str, ...], options: tuple[str, ...]) -> ctypes.CDLL:
+        launchers = "\n".join(
+            f'extern "C" const char* launch_{name}(const unsigned* grid, const unsigned* block, const void* params, '
+            f"size_t size) {{ return emulation::launch({name}, grid, block, params, size); }}"
+            for name in names
+        )
+        source = f'{HEADER.read_text()}\n#line 1 "kernel"\n{text}\n{launchers}\n'
+        key = hashlib.sha256("\0".join((source, *options)).encode()).hexdigest()[:24]
+        if key not in self._libraries:
+            self._libraries[key] = ctypes.CDLL(str(_build(source, key, options)))
+        return self._libraries[key]
+
+
+def _build(source: str, key: str, options: tuple[str, ...]) -> Path:
+    """Compile into a folder that outlives the process; another process may be doing the same, hence the rename."""
+    folder = Path(tempfile.gettempdir()) / f"fastconv-emulation-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    library = folder / f"{key}.so"
+    if not library.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            text, built = Path(scratch, "kernel.cpp"), Path(scratch, "kernel.so")
+            text.write_text(source)
+            command = [
+                compiler() or "c++",
+                "-O1",
+                "-g0",
+                "-w",
+                "-shared",
+                "-fPIC",
+                *options,
+                str(text),
+                "-o",
+                str(built),
+            ]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+            built.rename(library)
+    return library

@@ -83,6 +83,11 @@ class Activation:
             raise TypeError(f"activation={activation!r}: not defined for {dtype} results")
         if "int" in dtype and parsed.kind != "clip":
             raise TypeError(f"activation={activation!r}: integer results take 'relu', 'relu6' or a clip range only")
+        if "int" in dtype:
+            limits = np.iinfo(DTYPES[dtype][0])
+            finite = [bound for bound in (parsed.a, parsed.b) if math.isfinite(bound)]
+            if any(not bound.is_integer() or not limits.min <= bound <= limits.max for bound in finite):
+                raise ValueError(f"activation={activation!r}: expected integers that {limits.dtype} holds, or infinity")
         return parsed
 
 

@@ -70,7 +70,11 @@ def reference(
         result = result + _widen(p, bias).reshape(shape)
     if residual is not None:
         result = result + _widen(p, residual)
-    return activation(result, p.activation) if activate else result
+    if not activate:
+        return result
+    if result.dtype.kind == "i":  # sums wrap round before an activation sees them
+        result = result.astype(p.accumulator_dtype).astype(np.int64)
+    return activation(result, p.activation)
 
 
 def magnitude(problem: ConvProblem, a: Any, b: Any, bias: Any = None, residual: Any = None) -> Array:
@@ -86,7 +90,11 @@ def magnitude(problem: ConvProblem, a: Any, b: Any, bias: Any = None, residual: 
 def activation(v: Array, act: Activation) -> Array:
     """Apply an activation in the precision of `v`."""
     if act.kind == "clip":
-        return np.where(v < act.a, np.asarray(act.a, v.dtype), np.where(v > act.b, act.b, v)).astype(v.dtype)
+        low, high = act.a, act.b
+        if v.dtype.kind == "i":
+            limits = np.iinfo(v.dtype)
+            low, high = (int(min(max(bound, limits.min), limits.max)) for bound in (low, high))
+        return np.clip(v, low, high)
     if act.kind == "leaky_relu":
         return np.where(v < 0, act.a * v, v)
     with np.errstate(over="ignore"):
@@ -98,7 +106,7 @@ def activation(v: Array, act: Activation) -> Array:
     if act.kind == "tanh":
         return np.tanh(v)
     if act.kind == "gelu":
-        return v * 0.5 * (1 + np.vectorize(math.erf, otypes=[float])(v / math.sqrt(2)))
+        return v * 0.5 * np.vectorize(math.erfc, otypes=[float])(-v / math.sqrt(2))
     return v
 
 

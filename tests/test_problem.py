@@ -323,6 +323,8 @@ BAD_FOR_BOTH = [
     ({"activation": 3}, ValueError, ["activation=3", "clip range (low, high)"]),
     ({"activation": "relu", "dtype": "complex64"}, TypeError, ["activation='relu'", "complex64"]),
     ({"activation": "gelu", "dtype": "int8"}, TypeError, ["activation='gelu'", "'relu', 'relu6' or a clip range"]),
+    ({"activation": (0.5, 2), "dtype": "int8"}, ValueError, ["activation=(0.5, 2)", "integers that int32 holds"]),
+    ({"activation": (0, 2**31), "dtype": "int8"}, ValueError, ["activation=(0, 2147483648)", "that int32 holds"]),
     ({"x": (4, 9)}, ValueError, ["x has shape (4, 9)", "at least 3 axes", "C, H, W"]),
     ({"x": (1, 9, 8.5, 9)}, TypeError, ["8.5", "expected an integer"]),
     ({"x": (1, 4, -9, 9)}, ValueError, ["-9", "from 0"]),

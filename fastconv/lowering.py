@@ -65,7 +65,7 @@ class Correlation:
         """Number of target positions of one image."""
         return math.prod(self.count)
 
-    @property
+    @cached_property
     def macs(self) -> int:
         """Multiply-adds, products with padding counted."""
         return self.batch * self.groups * self.out_channels * self.positions * self.reduction
@@ -81,11 +81,15 @@ class Correlation:
 
     def weight_view(self, w: Any) -> Any:
         """The taps of this piece, of a ``(G, O, C, KD, KH, KW)`` view."""
-        return w[(..., *self.taps)]
+        return w if self._whole else w[(..., *self.taps)]
 
     def target_view(self, y: Any) -> Any:
         """The targets of this piece, of an ``(N, G, O, TD, TH, TW)`` view."""
-        return y[(..., *self.targets)]
+        return y if self._whole else y[(..., *self.targets)]
+
+    @cached_property
+    def _whole(self) -> bool:
+        return self.taps == self.targets == (_ALL,) * 3
 
 
 @lru_cache(maxsize=4096)
@@ -159,49 +163,56 @@ def _phases(size: int, kernel: int, stride: int, dilation: int, low: int) -> lis
     return phases
 
 
-@dataclass(frozen=True)
 class Views:
-    """How the arrays of a problem become the six-axis views that its correlations read and write."""
+    """How the arrays of a problem become the six-axis views that its correlations read and write.
 
-    problem: ConvProblem
+    Parameters
+    ----------
+    problem : ConvProblem
+    """
+
+    def __init__(self, problem: ConvProblem) -> None:
+        p = problem
+        x = (p.batch, p.groups, p.in_channels // p.groups, *p.size)
+        y = (p.batch, p.groups, p.out_channels // p.groups, *p.out_size)
+        w = (p.groups, p.out_channels // p.groups, p.in_channels // p.groups, *p.kernel)
+        self._op, self._flip = p.op, p.flip_kernel
+        self._shapes = {"forward": (x, w, y), "input_grad": (y, w, x), "weight_grad": (x, y, w)}[p.op]
+        lead = len(p.batch_shape)
+        last = lead + p.ndim
+        spatial = range(p.ndim)
+        self._to_channels_first = (*range(lead), last, *range(lead, last)) if p.channels_last else None
+        self._to_oi = {
+            "OI*": None,
+            "O*I": (0, p.ndim + 1, *(1 + i for i in spatial)),
+            "*IO": (p.ndim + 1, p.ndim, *spatial),
+        }[p.weight_order]
 
     def source(self, a: Any) -> Any:
         """View the first operand (x, or for input_grad the output gradient) as ``(N, G, C, D, H, W)``."""
-        p = self.problem
-        if p.op == "input_grad":
-            return self._data(a, p.out_channels, p.out_size)
-        x = self._data(a, p.in_channels, p.size)
-        return x.transpose(2, 1, 0, 3, 4, 5) if p.op == "weight_grad" else x
+        x = self._data(a, self._shapes[0])
+        return x.transpose(2, 1, 0, 3, 4, 5) if self._op == "weight_grad" else x
 
     def weight(self, a: Any) -> Any:
         """View the second operand (w, or for weight_grad the output gradient) as ``(G, O, C, KD, KH, KW)``."""
-        p = self.problem
-        if p.op == "weight_grad":
-            return self._data(a, p.out_channels, p.out_size).transpose(1, 2, 0, 3, 4, 5)
-        w = self._kernel(a)
-        return w.transpose(0, 2, 1, 3, 4, 5) if p.op == "input_grad" else w
+        if self._op == "weight_grad":
+            return self._data(a, self._shapes[1]).transpose(1, 2, 0, 3, 4, 5)
+        w = self._kernel(a, self._shapes[1])
+        return w.transpose(0, 2, 1, 3, 4, 5) if self._op == "input_grad" else w
 
     def result(self, a: Any) -> Any:
         """View the result (or a residual of its shape) as ``(N, G, O, TD, TH, TW)``."""
-        p = self.problem
-        if p.op == "weight_grad":
-            return self._kernel(a).transpose(2, 0, 1, 3, 4, 5)
-        if p.op == "input_grad":
-            return self._data(a, p.in_channels, p.size)
-        return self._data(a, p.out_channels, p.out_size)
+        if self._op == "weight_grad":
+            return self._kernel(a, self._shapes[2]).transpose(2, 0, 1, 3, 4, 5)
+        return self._data(a, self._shapes[2])
 
-    def _data(self, a: Any, channels: int, size: Triple) -> Any:
-        p = self.problem
-        if p.channels_last:
-            lead = len(p.batch_shape)
-            a = a.transpose(*range(lead), a.ndim - 1, *range(lead, a.ndim - 1))
-        return a.reshape(p.batch, p.groups, channels // p.groups, *size)
+    def _data(self, a: Any, shape: tuple[int, ...]) -> Any:
+        if self._to_channels_first is not None:
+            a = a.transpose(self._to_channels_first)
+        return a.reshape(shape)
 
-    def _kernel(self, a: Any) -> Any:
-        p = self.problem
-        if p.weight_order == "O*I":
-            a = a.transpose(0, a.ndim - 1, *range(1, a.ndim - 1))
-        elif p.weight_order == "*IO":
-            a = a.transpose(a.ndim - 1, a.ndim - 2, *range(a.ndim - 2))
-        w = a.reshape(p.groups, p.out_channels // p.groups, p.in_channels // p.groups, *p.kernel)
-        return w[..., ::-1, ::-1, ::-1] if p.flip_kernel else w
+    def _kernel(self, a: Any, shape: tuple[int, ...]) -> Any:
+        if self._to_oi is not None:
+            a = a.transpose(self._to_oi)
+        w = a.reshape(shape)
+        return w[..., ::-1, ::-1, ::-1] if self._flip else w

@@ -6,12 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 
 _override: ContextVar[int | None] = ContextVar("fastconv_threads", default=None)
 _threads: int | None = None
 _workspace_limit = 64 << 20
 
 
+@cache
 def available_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

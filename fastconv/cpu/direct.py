@@ -29,6 +29,7 @@ from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 from fastconv.registry import Algorithm, Plan, register
+from fastconv.settings import get_num_threads
 
 _LINE = 768  # sums of one channel in a task: long enough to amortise the loop, short enough for L1
 _WIDTH = 1024  # longest part of a row in one task
@@ -238,7 +239,8 @@ class Direct(Algorithm):
 
     def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:
         itemsize = named_dtype(problem.accumulator_dtype).itemsize
-        return max((_Piece(piece, itemsize).scratch for piece in lower(problem)), default=0) * itemsize
+        scratch = max((_Piece(piece, itemsize).scratch for piece in lower(problem)), default=0)
+        return scratch * itemsize * get_num_threads()
 
     def plan(self, problem: ConvProblem, workspace_limit: int) -> Plan:
         return _DirectPlan(problem)

@@ -106,9 +106,13 @@ if hasattr(os, "register_at_fork"):
 
 
 def scratch(length: int, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """Uninitialised memory of this thread, valid until it next asks: fresh pages would cost more than the work."""
-    size = length * dtype.itemsize
-    buffer = getattr(_local, "buffer", None)
-    if buffer is None or buffer.size < size:
-        buffer = _local.buffer = np.empty(size, np.uint8)
-    return buffer[:size].view(dtype)
+    """At least `length` elements of this thread's uninitialised memory, valid until it next asks.
+
+    Fresh pages would cost more than the work done in them.
+    """
+    buffers = _local.__dict__
+    buffer = buffers.get(dtype.char)
+    if buffer is None or buffer.size < length:
+        buffers.clear()
+        buffer = buffers[dtype.char] = np.empty(length, dtype)
+    return buffer

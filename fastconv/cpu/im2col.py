@@ -1,0 +1,202 @@
+"""Convolution as matrix product: patches in columns, a BLAS for the sums, one tile at a time.
+
+A tile is a run of target positions of one image. Its patches are laid out as a matrix ``(taps, positions)`` for each
+group; the weight ``(O, taps)`` times that is the tile of the result, to which bias, residual and activation are applied
+as it is written out. The patch matrix of the whole image never exists: a tile is sized for the L2 cache.
+
+Chellapilla, Puri and Simard, "High performance convolutional neural networks for document processing", 2006.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.np.numpy_support import from_dtype
+
+from fastconv.arrays import named_dtype
+from fastconv.cpu import parallel
+from fastconv.cpu.blas import one_thread
+from fastconv.cpu.elements import HALF_FORMATS, activate, activation_arguments, load, resolve, store
+from fastconv.cpu.jit import Kernel, array, as_bits, inline
+from fastconv.lowering import GEOMETRY, Correlation, lower
+from fastconv.machine import Machine
+from fastconv.problem import ConvProblem
+from fastconv.registry import Algorithm, Plan, register
+from fastconv.settings import get_num_threads
+
+_TILE = 1 << 20  # bytes of patches (all groups) in a tile, about the L2 cache
+_LEAST, _MOST = 64, 1024  # positions: fewer starve the GEMM, more only cost memory
+_SHARES = 16  # a tile takes at most this part of the workspace: so many threads may hold one
+_LONGEST = 4 << 20  # bytes of the patches of a single position, beyond which there is nothing to tile
+
+
+@inline
+def _pack_run(row, cols, at, count, first, step, mode, half):  # type: ignore[no-untyped-def]
+    """Write elements ``first, first + step, …`` of a padded row to ``cols[at : at + count]``."""
+    size = row.shape[0]
+    for j in range(count):
+        index = first + j * step
+        if 0 <= index < size:
+            cols[at + j] = load(row[index], half)
+        else:
+            source = resolve(index, size, mode)
+            if source >= 0:
+                cols[at + j] = load(row[source], half)
+            else:
+                cols[at + j] = 0
+
+
+def _pack(cols, x, n, begin, end, geometry, half):  # type: ignore[no-untyped-def]
+    """Fill ``cols (G, taps, positions)`` for the target positions `begin` to `end` of image `n`."""
+    geo = geometry[0]
+    mode = geo.padding_mode
+    count_h, count_w = geo.count[1], geo.count[2]
+    for g in range(geo.groups):
+        for tap in range(cols.shape[1]):
+            rest, kw = divmod(tap, geo.kernel[2])
+            rest, kh = divmod(rest, geo.kernel[1])
+            c, kd = divmod(rest, geo.kernel[0])
+            line = cols[g, tap]
+            position = begin
+            while position < end:  # one run for each row of targets
+                rest, w = divmod(position, count_w)
+                d, h = divmod(rest, count_h)
+                run = min(count_w - w, end - position)
+                source_d = resolve(d * geo.stride[0] + kd * geo.dilation[0] - geo.offset[0], geo.size[0], mode)
+                source_h = resolve(h * geo.stride[1] + kh * geo.dilation[1] - geo.offset[1], geo.size[1], mode)
+                if source_d < 0 or source_h < 0:
+                    line[position - begin : position - begin + run] = 0
+                else:
+                    first = w * geo.stride[2] + kw * geo.dilation[2] - geo.offset[2]
+                    row = x[n, g, c, source_d, source_h]
+                    _pack_run(row, line, position - begin, run, first, geo.stride[2], mode, half)
+                position += run
+
+
+def _finish(y, sums, n, begin, bias, residual, geometry, half, activation, parameters):  # type: ignore[no-untyped-def]
+    """Write the tile ``sums (G, O, positions)`` to targets `begin` on of image `n`."""
+    geo = geometry[0]
+    count_h, count_w = geo.count[1], geo.count[2]
+    out_channels = sums.shape[1]
+    for g in range(sums.shape[0]):
+        for o in range(out_channels):
+            line = sums[g, o]
+            added = bias[g * out_channels + o] if bias.shape[0] > 0 else sums.dtype.type(0)
+            position = 0
+            while position < line.shape[0]:
+                rest, first = divmod(begin + position, count_w)
+                d, h = divmod(rest, count_h)
+                run = min(count_w - first, line.shape[0] - position)
+                target = y[n, g, o, d, h]
+                for j in range(run):
+                    value = line[position + j] + added
+                    if residual.shape[0] > 0:
+                        value += load(residual[n, g, o, d, h, first + j], half)
+                    store(target, first + j, activate(value, activation, parameters), half)
+                position += run
+
+
+_pack_kernel, _finish_kernel = Kernel(_pack), Kernel(_finish)
+
+
+class _Im2colPlan(Plan):
+    pack_key = "im2col"
+
+    def __init__(self, problem: ConvProblem, workspace_limit: int) -> None:
+        dtype, result = named_dtype(problem.dtype), named_dtype(problem.result_dtype)
+        self._accumulator = accumulator = named_dtype(problem.accumulator_dtype)
+        geometry = types.Array(from_dtype(GEOMETRY), 1, "C", readonly=True)
+        matrix = array(accumulator, 3, contiguous=True, readonly=False)
+        vector = array(accumulator, 1, contiguous=True)
+        index = types.int64
+        self._pack = _pack_kernel.compile(matrix, array(dtype, 6), index, index, index, geometry, index)
+        self._finish = _finish_kernel.compile(
+            array(result, 6, readonly=False), matrix, index, index, vector, array(result, 6), geometry, index, index, vector
+        )
+        self._pieces = [(piece, _tile(piece, accumulator.itemsize, workspace_limit)) for piece in lower(problem)]
+        self._half = HALF_FORMATS.get(problem.dtype, 0)
+        self._activation = activation_arguments(problem)
+        self._no_bias = np.empty(0, accumulator)
+        self._no_residual = np.empty((0,) * 6, result)
+
+    def pack(self, w: Any) -> Any:
+        """For each piece, its taps as a contiguous (G, O, taps) matrix."""
+        views = [piece.weight_view(w) for piece, _ in self._pieces]
+        return [np.ascontiguousarray(v, self._accumulator).reshape(*v.shape[:2], math.prod(v.shape[2:])) for v in views]
+
+    def run(self, x: Any, packed: Any, y: Any, bias: Any, residual: Any) -> None:
+        bias = self._no_bias if bias is None else bias
+        residual = self._no_residual if residual is None else residual
+        x, y, residual = as_bits(x), as_bits(y), as_bits(residual)
+        with one_thread():
+            for (piece, tile), weights in zip(self._pieces, packed, strict=True):
+                self._run_piece(piece, tile, weights, x, piece.target_view(y), bias, piece.target_view(residual))
+
+    def _run_piece(
+        self, piece: Correlation, tile: int, weights: Any, x: Any, y: Any, bias: Any, residual: Any
+    ) -> None:  # fmt: skip
+        tiles = -(-piece.positions // tile)
+
+        def work(first: int, last: int) -> None:
+            memory = parallel.scratch(_elements(piece, tile), self._accumulator)
+            for task in range(first, last):
+                n, begin = task // tiles, task % tiles * tile
+                end = min(begin + tile, piece.positions)
+                shape = (piece.groups, piece.reduction, end - begin)
+                used = math.prod(shape)
+                cols = memory[:used].reshape(shape)
+                sums = memory[used : used + piece.groups * piece.out_channels * shape[2]]
+                sums = sums.reshape(piece.groups, piece.out_channels, shape[2])
+                self._pack(cols, x, n, begin, end, piece.geometry, self._half)
+                np.matmul(weights, cols, out=sums)
+                self._finish(y, sums, n, begin, bias, residual, piece.geometry, self._half, *self._activation)
+
+        parallel.run(work, piece.batch * tiles, piece.macs)
+
+
+def _tile(piece: Correlation, itemsize: int, workspace_limit: int) -> int:
+    """Target positions of one tile. It must not depend on the number of threads, which would change sums' order."""
+    position = max(_patch_bytes(piece, itemsize), 1)
+    wanted = min(max(_TILE // position, _LEAST), _MOST)
+    return max(min(wanted, workspace_limit // _SHARES // position, piece.positions), 1)
+
+
+def _patch_bytes(piece: Correlation, itemsize: int) -> int:
+    return piece.groups * (piece.reduction + piece.out_channels) * itemsize
+
+
+def _elements(piece: Correlation, tile: int) -> int:
+    return piece.groups * (piece.reduction + piece.out_channels) * tile
+
+
+class Im2col(Algorithm):
+    """Tiled patches times a BLAS GEMM."""
+
+    name = "im2col"
+    device = "cpu"
+
+    def why_not(self, problem: ConvProblem) -> str | None:
+        if "int" in problem.dtype:
+            return f"NumPy's BLAS has no matrix product for {problem.dtype}"
+        itemsize = named_dtype(problem.accumulator_dtype).itemsize
+        longest = max((_patch_bytes(piece, itemsize) for piece in lower(problem)), default=0)
+        if longest > _LONGEST:
+            return f"the patches of a single output take {longest >> 20} MiB, more than {_LONGEST >> 20} MiB"
+        return None
+
+    def cost(self, problem: ConvProblem, machine: Machine) -> float:
+        return sum(2 * piece.macs for piece in lower(problem)) / (0.6 * machine.flops)
+
+    def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:
+        itemsize = named_dtype(problem.accumulator_dtype).itemsize
+        tiles = [_elements(piece, _tile(piece, itemsize, workspace_limit)) for piece in lower(problem)]
+        return max(tiles, default=0) * itemsize * min(get_num_threads(), _SHARES)
+
+    def plan(self, problem: ConvProblem, workspace_limit: int) -> Plan:
+        return _Im2colPlan(problem, workspace_limit)
+
+
+register(Im2col())

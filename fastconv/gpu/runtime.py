@@ -53,6 +53,9 @@ class Runtime(Protocol):
     def address(self, array: Any) -> int:
         """Where the element of index zero lies, whatever the strides."""
 
+    def upload(self, array: np.ndarray[Any, Any]) -> Any:
+        """A copy on the current device, complete, so that kernels on any stream may read it."""
+
     def launch(self, spec: KernelSpec, grid: Dim, block: Dim, params: np.ndarray[Any, Any]) -> None:
         """Run a kernel; `params` is a one-element structured array, its only parameter, passed by value."""
 
@@ -71,6 +74,12 @@ class CupyRuntime:
 
     def address(self, array: Any) -> int:
         return int(array.data.ptr)
+
+    def upload(self, array: np.ndarray[Any, Any]) -> Any:
+        # CuPy has no structured dtypes: the bytes travel alone.
+        copy = self.xp.asarray(array.view(np.uint8))
+        self.xp.cuda.get_current_stream().synchronize()
+        return copy
 
     def launch(self, spec: KernelSpec, grid: Dim, block: Dim, params: np.ndarray[Any, Any]) -> None:
         self._kernel(spec)(grid, block, (params,))

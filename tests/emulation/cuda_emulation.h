@@ -6,6 +6,7 @@
 // NaN bit patterns.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -44,8 +45,11 @@ enum State { READY, AT_WARP, AT_BLOCK, DONE };
 constexpr unsigned WARP = 32;
 constexpr size_t STACK = 64 << 10;
 
+// A fiber gets its stack by makecontext; from then on it is switched to and from by setjmp and longjmp, which unlike
+// swapcontext make no system call. It lives on from block to block.
 struct Fiber {
-    ucontext_t context;
+    bool started = false;
+    jmp_buf point;
     std::vector<char> stack = std::vector<char>(STACK);
     dim3 index;
     State state;
@@ -55,7 +59,7 @@ struct Fiber {
 
 static std::vector<Fiber> fibers;
 static unsigned active, running;
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 static void (*body)(const void*);
 static const void* body_params;
 static char message[256];
@@ -65,7 +69,7 @@ static unsigned lane() { return running % WARP; }
 static void wait(State state, int line) {
     fibers[running].state = state;
     fibers[running].line = line;
-    swapcontext(&fibers[running].context, &scheduler);
+    if (!_setjmp(fibers[running].point)) _longjmp(scheduler, 1);
 }
 
 template <class T>
@@ -81,8 +85,24 @@ static T exchange(unsigned mask, T value, unsigned from, int line) {
 }
 
 static void enter() {
-    body(body_params);
-    fibers[running].state = DONE;  // and on to the scheduler, by uc_link
+    for (;;) {
+        body(body_params);
+        wait(DONE, 0);
+    }
+}
+
+// Run the current fiber until it waits.
+static void resume() {
+    Fiber& f = fibers[running];
+    if (_setjmp(scheduler)) return;
+    if (f.started) _longjmp(f.point, 1);
+    f.started = true;
+    static ucontext_t start;
+    getcontext(&start);
+    start.uc_stack.ss_sp = f.stack.data();
+    start.uc_stack.ss_size = f.stack.size();
+    makecontext(&start, enter, 0);
+    setcontext(&start);
 }
 
 // Let threads [first, last) go on if all of them wait at the same barrier.
@@ -112,11 +132,6 @@ static bool run_block() {
     if (__start_emulated_shared) memset(__start_emulated_shared, 0xff, __stop_emulated_shared - __start_emulated_shared);
     for (unsigned i = 0; i < active; ++i) {
         Fiber& f = fibers[i];
-        getcontext(&f.context);
-        f.context.uc_stack.ss_sp = f.stack.data();
-        f.context.uc_stack.ss_size = f.stack.size();
-        f.context.uc_link = &scheduler;
-        makecontext(&f.context, enter, 0);
         f.state = READY;
         f.line = 0;
         f.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
@@ -126,7 +141,7 @@ static bool run_block() {
             running = backwards ? active - 1 - turn : turn;
             if (fibers[running].state != READY) continue;
             threadIdx = fibers[running].index;
-            swapcontext(&scheduler, &fibers[running].context);
+            resume();
             if (message[0]) return false;
         }
         bool progress = all_done() || open(0, active, AT_BLOCK);
@@ -159,7 +174,10 @@ static const char* launch(void (*kernel)(Params), const unsigned* grid, const un
     for (blockIdx.z = 0; blockIdx.z < grid[2]; ++blockIdx.z)
         for (blockIdx.y = 0; blockIdx.y < grid[1]; ++blockIdx.y)
             for (blockIdx.x = 0; blockIdx.x < grid[0]; ++blockIdx.x)
-                if (!run_block()) return message;
+                if (!run_block()) {
+                    fibers.clear();  // they hang somewhere inside the kernel
+                    return message;
+                }
     return nullptr;
 }
 

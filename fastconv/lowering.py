@@ -96,6 +96,8 @@ class Correlation:
 def lower(problem: ConvProblem) -> tuple[Correlation, ...]:
     """The correlations that make up `problem`; together they write every element of the result once."""
     p = problem
+    if p.op == "input_grad" and p.padding_mode != "zeros":
+        raise ValueError(f"padding_mode={p.padding_mode!r}: an input gradient is computed for 'zeros' only")
     inner, outer = p.in_channels // p.groups, p.out_channels // p.groups
     lows = _lows(p)
     if p.op == "forward":

@@ -127,6 +127,13 @@ def test_how_an_input_gradient_splits(arguments, pieces, reductions):
     assert [piece.reduction for piece in lowered] == reductions
 
 
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_an_input_gradient_folds_no_padding_back(mode):
+    p = ConvProblem.forward(1, (1, 1, 5), (1, 1, 3), padding=1, padding_mode=mode)
+    with pytest.raises(ValueError, match=f"padding_mode='{mode}'.*'zeros' only"):
+        lower(dataclasses.replace(p, op="input_grad"))
+
+
 @pytest.mark.parametrize("op", ["forward", "input_grad", "weight_grad"])
 @pytest.mark.parametrize(
     ("x", "w"),

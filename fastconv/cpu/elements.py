@@ -134,7 +134,9 @@ def _activate(value: Any, code: Any, parameters: Any) -> Any:
         return lambda value, code, parameters: value
 
     if isinstance(value, types.Integer):
-        return lambda value, code, parameters: _clip(value, parameters) if code == _CLIP else value
+        # Numba adds two 32-bit integers in 64 bits; the sum must wrap round before it is clipped.
+        wrap = np.int32 if parameters.dtype == types.int32 else np.int64
+        return lambda value, code, parameters: _clip(wrap(value), parameters) if code == _CLIP else value
     number = np.float32 if value == types.float32 else np.float64
 
     def smooth(value, code, parameters):  # type: ignore[no-untyped-def]

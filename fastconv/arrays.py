@@ -174,7 +174,7 @@ def address(array: Any) -> int:
 def _overlap(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray):
         try:
-            return np.shares_memory(a, b, max_work=100_000)
+            return np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]
         except np.exceptions.TooHardError:
             return True
     low_a, high_a = _extent(a)

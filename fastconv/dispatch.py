@@ -320,4 +320,3 @@ def explain_problem(problem: ConvProblem, device: str = "auto", algorithm: str =
                 )
             )
     return Explanation(problem, tuple(rows))
-

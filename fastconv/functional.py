@@ -41,9 +41,9 @@ def conv2d(
 ) -> Any:
     """Two-dimensional convolution ``act(conv(x, w) + bias + residual)``.
 
-    With ``p`` the padded input, ``y[n, o, i, j] = sum over c, k, l of w[o, c, k, l] * p[n, c, i * stride + k * dilation,
-    j * stride + l * dilation]``: the cross-correlation that deep learning calls convolution; `flip_kernel` makes it the
-    mathematician's.
+    With ``p`` the padded input, ``y[n, o, i, j] = sum over c, k, l of w[o, c, k, l] * p[n, c, i * stride + k *
+    dilation, j * stride + l * dilation]``: the cross-correlation that deep learning calls convolution; `flip_kernel`
+    makes it the mathematician's.
 
     Parameters
     ----------
@@ -74,8 +74,8 @@ def conv2d(
     weight_format : {"OIHW", "OHWI", "HWIO"}
         Order of the axes of `w`.
     activation : str or (float, float), optional
-        ``"relu"``, ``"relu6"``, ``"leaky_relu"`` (slope 0.01), ``"sigmoid"``, ``"tanh"``, ``"silu"``, ``"gelu"`` (exact),
-        or a range ``(low, high)`` to clip to.
+        ``"relu"``, ``"relu6"``, ``"leaky_relu"`` (slope 0.01), ``"sigmoid"``, ``"tanh"``, ``"silu"``, ``"gelu"`` (the
+        exact one), or a range ``(low, high)`` to clip to.
     residual : array_like, optional
         Of the result's shape; added before the activation.
     flip_kernel : bool

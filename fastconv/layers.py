@@ -51,7 +51,8 @@ class _Layer:
             packed = self._packed[key] = execution.pack(self._w)
             if len(self._packed) > _MOST_PACKED:
                 self._packed.popitem(last=False)
-        result = execution(*arrays.values(), packed)
+        result = execution(x=arrays["x"], w=self._w, bias=self._bias, residual=arrays["residual"], out=arrays["out"],
+                           packed=packed)  # fmt: skip
         return kind.give(result) if out is None else out
 
 
@@ -152,7 +153,9 @@ class Conv1d(_Conv):
 
 
 class Conv3d(_Conv):
-    """A three-dimensional convolution with its weight ``(C_out, C_in / groups, KD, KH, KW)`` bound: see :class:`Conv2d`.
+    """A three-dimensional convolution with its weight ``(C_out, C_in / groups, KD, KH, KW)`` bound.
+
+    See :class:`Conv2d`.
 
     Examples
     --------

@@ -18,7 +18,7 @@ import numpy as np
 
 from fastconv.problem import Activation, ConvProblem
 
-Array = np.ndarray[Any, Any]
+Array = Any  # numpy.ndarray; its generic types say nothing about axes
 
 _PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
@@ -115,7 +115,7 @@ def activation(v: Array, act: Activation) -> Array:
 
 def _forward(p: ConvProblem, x: Array, w: Array) -> Array:
     padded = _pad(p, x)
-    y = np.zeros((p.batch, p.groups, p.out_channels // p.groups, *p.out_size), x.dtype)
+    y: Array = np.zeros((p.batch, p.groups, p.out_channels // p.groups, *p.out_size), x.dtype)
     for k in itertools.product(*map(range, p.kernel)):
         y += np.einsum("ngcdhw,goc->ngodhw", padded[(..., *_samples(p, k))], w[(..., *k)])
     return y
@@ -123,7 +123,7 @@ def _forward(p: ConvProblem, x: Array, w: Array) -> Array:
 
 def _input_grad(p: ConvProblem, y: Array, w: Array) -> Array:
     lengths = [n + lo + hi for n, (lo, hi) in zip(p.size, p.padding, strict=True)]
-    padded = np.zeros((p.batch, p.groups, p.in_channels // p.groups, *lengths), y.dtype)
+    padded: Array = np.zeros((p.batch, p.groups, p.in_channels // p.groups, *lengths), y.dtype)
     for k in itertools.product(*map(range, p.kernel)):
         padded[(..., *_samples(p, k))] += np.einsum("ngodhw,goc->ngcdhw", y, w[(..., *k)])
     return _unpad(p, padded)
@@ -131,7 +131,7 @@ def _input_grad(p: ConvProblem, y: Array, w: Array) -> Array:
 
 def _weight_grad(p: ConvProblem, x: Array, y: Array) -> Array:
     padded = _pad(p, x)
-    w = np.zeros((p.groups, p.out_channels // p.groups, p.in_channels // p.groups, *p.kernel), x.dtype)
+    w: Array = np.zeros((p.groups, p.out_channels // p.groups, p.in_channels // p.groups, *p.kernel), x.dtype)
     for k in itertools.product(*map(range, p.kernel)):
         w[(..., *k)] = np.einsum("ngcdhw,ngodhw->goc", padded[(..., *_samples(p, k))], y)
     return w

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 from numba import types
-from numba.np.numpy_support import from_dtype
 
 from fastconv.arrays import named_dtype
 from fastconv.cpu import parallel
+from fastconv.cpu.costs import seconds
 from fastconv.cpu.elements import HALF_FORMATS, activate, activation_arguments, load, resolve, store
-from fastconv.cpu.jit import Kernel, array, as_bits, inline
+from fastconv.cpu.jit import Kernel, array, as_bits, inline, records
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
@@ -36,6 +36,10 @@ _WIDTH = 1024  # longest part of a row in one task
 _STAGED = 128 << 10  # bytes of lines staged at once: every channel reads them again, from L2
 _CHANNELS = 32  # output channels of one task: they share what was staged
 _TASKS = 16  # so many tasks keep the threads of most machines busy
+
+# Seconds for a product, a pass of the inner loop, an element staged, a result, a task (bench/fit_costs.py); for a call.
+_RATES = (3.0e-11, 3.1e-8, 1.8e-9, 1.5e-9, 4e-7)
+_CALL = 2e-5
 
 #: How a correlation is cut: `blocks` tasks along channels, height and width, of so many channels, rows and columns;
 #: `lines` staged at once; a line holds `stride` parts of `rows` rows of `period` elements.
@@ -85,9 +89,9 @@ def _accumulate(sums, lines, offsets, weights):  # type: ignore[no-untyped-def]
             sums[j] = sums[j] + w0 * x0[j]
 
 
-def _direct(
+def _direct(  # type: ignore[no-untyped-def]
     first, last, x, weights, y, bias, residual, geometry, blocking, offsets, scratch, half, activation, parameters
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Compute tasks `first` to `last`; `weights` is (G, O, taps), and `bias`, `residual` may have no elements."""
     geo, block = geometry[0], blocking[0]
     in_channels, out_channels, mode = geo.in_channels, geo.out_channels, geo.padding_mode
@@ -115,6 +119,7 @@ def _direct(
 
         for line_first in range(0, all_lines, block.lines):
             line_last = min(line_first + block.lines, all_lines)
+            start = w_first * parts - geo.offset[2]
             for line in range(line_first, line_last):
                 rest, kh = divmod(line, kernel_h)
                 c, kd = divmod(rest, kernel_d)
@@ -128,8 +133,8 @@ def _direct(
                         for part in range(parts):
                             lines[to + part * part_length : to + part * part_length + period] = 0
                     else:
-                        start = w_first * parts - geo.offset[2]
-                        _stage_row(x[n, g, c, source_d, source_h], lines, to, part_length, period, parts, start, mode, half)
+                        input_row = x[n, g, c, source_d, source_h]
+                        _stage_row(input_row, lines, to, part_length, period, parts, start, mode, half)
             taps_first, taps_last = line_first * kernel_w, line_last * kernel_w
             for o in range(channels):
                 sums = all_sums[o * part_length : o * part_length + length]
@@ -159,9 +164,8 @@ def _compiled(problem: ConvProblem) -> Any:
     return _kernel.compile(
         types.int64, types.int64, array(dtype, 6), array(accumulator, 3, contiguous=True),
         array(result, 6, readonly=False), array(accumulator, 1, contiguous=True), array(result, 6),
-        types.Array(from_dtype(GEOMETRY), 1, "C", readonly=True), types.Array(from_dtype(BLOCKING), 1, "C", readonly=True),
-        types.Array(types.int64, 1, "C", readonly=True), vector, types.int64, types.int64,
-        array(accumulator, 1, contiguous=True),
+        records(GEOMETRY), records(BLOCKING), array(np.dtype(np.int64), 1, contiguous=True), vector, types.int64,
+        types.int64, array(accumulator, 1, contiguous=True),
     )  # fmt: skip
 
 
@@ -179,13 +183,23 @@ class _Piece:
         spatial_tasks = c.batch * c.groups * depth * -(-height // rows) * -(-width // columns)
         spread = -(-c.out_channels * spatial_tasks // _TASKS)
         channels = max(min(c.out_channels, _CHANNELS, max(spread, 8)), 1)
-        self.all_lines = c.in_channels * c.kernel[0] * c.kernel[1]
+        all_lines = c.in_channels * c.kernel[0] * c.kernel[1]
         block["rows"], block["width"], block["period"], block["channels"] = rows, columns, period, channels
-        lines = min(max(_STAGED // (line_length * itemsize), 1), max(self.all_lines, 1))
+        lines = min(max(_STAGED // (line_length * itemsize), 1), max(all_lines, 1))
         block["lines"] = lines
         block["blocks"] = -(-c.out_channels // channels), -(-height // rows), -(-width // columns)
         self.tasks = spatial_tasks * int(block["blocks"][0, 0])
         self.scratch = lines * line_length + channels * rows * period
+        # What it costs: products (those between the rows included), passes of the inner loop, elements staged, results.
+        self.work = (
+            spatial_tasks * ((rows - 1) * period + columns) * c.out_channels * c.reduction,
+            (
+                spatial_tasks * c.out_channels * -(-c.reduction // 4),
+                self.tasks * all_lines * line_length,
+                spatial_tasks * rows * columns * c.out_channels,
+                self.tasks,
+            ),
+        )
         taps = np.arange(c.kernel[2]) * c.dilation[2]
         within = taps % c.stride[2] * (rows * period) + taps // c.stride[2]
         self.offsets = (np.arange(lines)[:, None] * line_length + within).ravel()
@@ -235,7 +249,10 @@ class Direct(Algorithm):
         return None
 
     def cost(self, problem: ConvProblem, machine: Machine) -> float:
-        return sum(2 * piece.macs for piece in lower(problem)) / (0.35 * machine.flops)
+        pieces = [_Piece(piece, 4) for piece in lower(problem)]
+        return _CALL + sum(
+            seconds(*piece.work, _RATES, machine, piece.tasks, problem.accumulator_dtype) for piece in pieces
+        )
 
     def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:
         itemsize = named_dtype(problem.accumulator_dtype).itemsize

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 from numba import types
-from numba.np.numpy_support import from_dtype
 
 from fastconv.arrays import named_dtype
 from fastconv.cpu import parallel
 from fastconv.cpu.blas import one_thread
+from fastconv.cpu.costs import seconds
 from fastconv.cpu.elements import HALF_FORMATS, activate, activation_arguments, load, resolve, store
-from fastconv.cpu.jit import Kernel, array, as_bits, inline
+from fastconv.cpu.jit import Kernel, array, as_bits, inline, records
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
@@ -31,6 +31,11 @@ _TILE = 1 << 20  # bytes of patches (all groups) in a tile, about the L2 cache
 _LEAST, _MOST = 64, 1024  # positions: fewer starve the GEMM, more only cost memory
 _SHARES = 16  # a tile takes at most this part of the workspace: so many threads may hold one
 _LONGEST = 4 << 20  # bytes of the patches of a single position, beyond which there is nothing to tile
+
+# Seconds for a product, an element packed, a result, a matrix product, a task (bench/fit_costs.py); for a call.
+_RATES = (3.8e-11, 2.3e-9, 1.1e-9, 6.3e-7, 2e-5)
+_CALL = 4e-5
+_COST_WORKSPACE = 64 << 20
 
 
 @inline
@@ -108,14 +113,15 @@ class _Im2colPlan(Plan):
     def __init__(self, problem: ConvProblem, workspace_limit: int) -> None:
         dtype, result = named_dtype(problem.dtype), named_dtype(problem.result_dtype)
         self._accumulator = accumulator = named_dtype(problem.accumulator_dtype)
-        geometry = types.Array(from_dtype(GEOMETRY), 1, "C", readonly=True)
+        geometry = records(GEOMETRY)
         matrix = array(accumulator, 3, contiguous=True, readonly=False)
         vector = array(accumulator, 1, contiguous=True)
         index = types.int64
         self._pack = _pack_kernel.compile(matrix, array(dtype, 6), index, index, index, geometry, index)
         self._finish = _finish_kernel.compile(
-            array(result, 6, readonly=False), matrix, index, index, vector, array(result, 6), geometry, index, index, vector
-        )
+            array(result, 6, readonly=False), matrix, index, index, vector, array(result, 6), geometry, index, index,
+            vector,
+        )  # fmt: skip
         self._pieces = [(piece, _tile(piece, accumulator.itemsize, workspace_limit)) for piece in lower(problem)]
         self._half = HALF_FORMATS.get(problem.dtype, 0)
         self._activation = activation_arguments(problem)
@@ -151,7 +157,8 @@ class _Im2colPlan(Plan):
                 sums = memory[used : used + piece.groups * piece.out_channels * shape[2]]
                 sums = sums.reshape(piece.groups, piece.out_channels, shape[2])
                 self._pack(cols, x, n, begin, end, piece.geometry, self._half)
-                np.matmul(weights, cols, out=sums)
+                with np.errstate(all="ignore"):  # NaN and infinity are data, here as in the other algorithms
+                    np.matmul(weights, cols, out=sums)
                 self._finish(y, sums, n, begin, bias, residual, piece.geometry, self._half, *self._activation)
 
         parallel.run(work, piece.batch * tiles, piece.macs)
@@ -162,6 +169,12 @@ def _tile(piece: Correlation, itemsize: int, workspace_limit: int) -> int:
     position = max(_patch_bytes(piece, itemsize), 1)
     wanted = min(max(_TILE // position, _LEAST), _MOST)
     return max(min(wanted, workspace_limit // _SHARES // position, piece.positions), 1)
+
+
+def _work(piece: Correlation, tasks: int) -> tuple[float, tuple[float, ...]]:
+    """What it costs: products, elements packed, results, matrix products, tasks."""
+    images = piece.batch * piece.groups * piece.positions
+    return piece.macs, (images * piece.reduction, images * piece.out_channels, tasks * piece.groups, tasks)
 
 
 def _patch_bytes(piece: Correlation, itemsize: int) -> int:
@@ -188,7 +201,12 @@ class Im2col(Algorithm):
         return None
 
     def cost(self, problem: ConvProblem, machine: Machine) -> float:
-        return sum(2 * piece.macs for piece in lower(problem)) / (0.6 * machine.flops)
+        total = _CALL
+        for piece in lower(problem):
+            tile = _tile(piece, 4, _COST_WORKSPACE)
+            tasks = piece.batch * -(-piece.positions // tile)
+            total += seconds(*_work(piece, tasks), _RATES, machine, tasks, problem.accumulator_dtype)
+        return total
 
     def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:
         itemsize = named_dtype(problem.accumulator_dtype).itemsize

@@ -19,7 +19,6 @@ from numba import njit, types
 from numba.core.caching import FunctionCache
 from numba.np.numpy_support import from_dtype
 
-
 _HALVES = ("float16", "bfloat16")
 
 
@@ -66,6 +65,11 @@ def array(dtype: np.dtype[Any], ndim: int, *, readonly: bool = True, contiguous:
     """The Numba type of an array argument. Half types travel as their bits, 16-bit unsigned integers."""
     stored = np.dtype(np.uint16) if dtype.name in _HALVES else dtype
     return types.Array(from_dtype(stored), ndim, "C" if contiguous else "A", readonly=readonly)
+
+
+def records(dtype: np.dtype[Any]) -> types.Array:
+    """The Numba type of an array of structures."""
+    return types.Array(from_dtype(dtype), 1, "C", readonly=False)
 
 
 def as_bits(a: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

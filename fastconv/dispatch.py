@@ -218,26 +218,26 @@ def prepare(problem: ConvProblem, home: str, device: str = "auto", algorithm: st
     return _execution(problem, place(problem, device, home), algorithm, settings.workspace_limit())
 
 
-def adopt_all(arrays: dict[str, Any]) -> tuple[dict[str, Any], Kind]:
-    """Adopt every array that is not None; all must live on the device of the first.
+def adopt_all(names: tuple[str, ...], values: tuple[Any, ...]) -> tuple[list[Any], Kind]:
+    """Adopt the two operands and every other array that is not None; all must live on the device of the first.
 
     Raises
     ------
     TypeError
         If one is no array, or they live on different devices.
     """
-    adopted: dict[str, Any] = {}
-    kinds: dict[str, Kind] = {}
-    for name, value in arrays.items():
-        adopted[name] = None
-        if value is not None:
-            adopted[name], kinds[name] = adopt(name, value)
-    first, kind = next(iter(kinds.items()))
-    for name, other in kinds.items():
-        if other.device != kind.device:
+    first, kind = adopt(names[0], values[0])
+    adopted = [first]
+    for name, value in zip(names[1:], values[1:], strict=True):
+        if value is None and name != names[1]:
+            adopted.append(None)
+            continue
+        array, its = adopt(name, value)
+        adopted.append(array)
+        if its.device != kind.device:
             raise TypeError(
-                f"{name} is a {other.library} array on the {other.device}, but {first} is a {kind.library} array on "
-                f"the {kind.device}: expected both on one device"
+                f"{name} is a {its.library} array on the {its.device}, but {names[0]} is a {kind.library} array on the "
+                f"{kind.device}: expected both on one device"
             )
     return adopted, kind
 
@@ -286,13 +286,13 @@ def execute(
     >>> execute(problem, x, gy)
     array([[[3., 5.]]], dtype=float32)
     """
-    arrays, kind = adopt_all({"a": a, "b": b, "bias": bias, "residual": residual, "out": out})
-    for name, shape in zip("ab", problem.operand_shapes, strict=True):
-        if arrays[name].shape != shape:
-            raise ValueError(f"{name} has shape {arrays[name].shape}: expected {shape} for {problem}")
-    if compute_dtype(arrays["a"].dtype, arrays["b"].dtype) != problem.dtype:
-        raise TypeError(f"a and b have dtypes {arrays['a'].dtype} and {arrays['b'].dtype}: expected {problem.dtype}")
-    result = prepare(problem, kind.device, device, algorithm)(*arrays.values())
+    arrays, kind = adopt_all(("a", "b", "bias", "residual", "out"), (a, b, bias, residual, out))
+    for name, array, shape in zip("ab", arrays, problem.operand_shapes, strict=False):
+        if array.shape != shape:
+            raise ValueError(f"{name} has shape {array.shape}: expected {shape} for {problem}")
+    if compute_dtype(arrays[0].dtype, arrays[1].dtype) != problem.dtype:
+        raise TypeError(f"a and b have dtypes {arrays[0].dtype} and {arrays[1].dtype}: expected {problem.dtype}")
+    result = prepare(problem, kind.device, device, algorithm)(*arrays)
     return kind.give(result) if out is None else out
 
 

@@ -301,8 +301,7 @@ def conv_transpose2d(
     >>> x = np.array([[[[1.0, 2.0]]]])
     >>> w = np.array([[[[1.0, 10.0]]]])
     >>> fastconv.conv_transpose2d(x, w, stride=2)
-    array([[[[ 1., 10.,  2., 20.],
-             [ 0.,  0.,  0.,  0.]]]])
+    array([[[[ 1., 10.,  2., 20.]]]])
     """
     options = (stride, padding, output_padding, groups, dilation, padding_mode, data_format, weight_format, activation,
                flip_kernel, precision)  # fmt: skip
@@ -473,6 +472,9 @@ def explain(
     return explanation
 
 
+#: The arrays of a call, in the order in which they travel.
+OPERANDS = ("x", "w", "bias", "residual", "out")
+
 _FORWARD_OPTIONS = (
     "stride", "padding", "dilation", "groups", "padding_mode", "data_format", "weight_format", "activation",
     "flip_kernel", "precision",
@@ -495,17 +497,17 @@ def _call(
     device: str,
     options: tuple[Any, ...],
 ) -> Any:
-    arrays, kind = adopt_all({"x": x, "w": w, "bias": bias, "residual": residual, "out": out})
+    arrays, kind = adopt_all(OPERANDS, (x, w, bias, residual, out))
     execution = lookup(op, ndim, arrays, kind, algorithm, device, options)
-    result = execution(*arrays.values())
+    result = execution(*arrays)
     return kind.give(result) if out is None else out
 
 
 def lookup(
-    op: str, ndim: int, arrays: dict[str, Any], kind: Kind, algorithm: str, device: str, options: tuple[Any, ...]
+    op: str, ndim: int, arrays: list[Any], kind: Kind, algorithm: str, device: str, options: tuple[Any, ...]
 ) -> Execution:
-    """The execution for adopted arrays and the options of a function, in its order; remembered."""
-    x, w, bias, residual = arrays["x"], arrays["w"], arrays["bias"], arrays["residual"]
+    """The execution for adopted :data:`OPERANDS` and the options of a function, in its order; remembered."""
+    x, w, bias, residual, _ = arrays
     has_bias, has_residual = bias is not None, residual is not None
     # 1, 1.0 and True are equal keys but not equally good arguments: the types tell them apart.
     key = (op, ndim, x.shape, x.dtype, w.shape, w.dtype, has_bias, has_residual, kind.device, device, algorithm,

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from fastconv.arrays import adopt
 from fastconv.dispatch import adopt_all
-from fastconv.functional import lookup
+from fastconv.functional import OPERANDS, lookup
 
 # Forms of the weight kept by one layer: a layer met by inputs of very different sizes may use a few algorithms.
 _MOST_PACKED = 4
@@ -43,7 +43,7 @@ class _Layer:
         array
             Of the kind of `x`.
         """
-        arrays, kind = adopt_all({"x": x, "w": self._w, "bias": self._bias, "residual": residual, "out": out})
+        arrays, kind = adopt_all(OPERANDS, (x, self._w, self._bias, residual, out))
         execution = lookup(self.op, self.ndim, arrays, kind, self._algorithm, self._device, self._options)
         key = (execution.device, execution.problem.dtype, execution.plan.pack_key)
         packed = self._packed.get(key)
@@ -51,8 +51,7 @@ class _Layer:
             packed = self._packed[key] = execution.pack(self._w)
             if len(self._packed) > _MOST_PACKED:
                 self._packed.popitem(last=False)
-        result = execution(x=arrays["x"], w=self._w, bias=self._bias, residual=arrays["residual"], out=arrays["out"],
-                           packed=packed)  # fmt: skip
+        result = execution(*arrays, packed=packed)
         return kind.give(result) if out is None else out
 
 

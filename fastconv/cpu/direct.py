@@ -14,7 +14,6 @@ depends on the problem alone.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from fastconv.arrays import named_dtype
 from fastconv.cpu import parallel
 from fastconv.cpu.costs import seconds
 from fastconv.cpu.elements import HALF_FORMATS, activate, activation_arguments, load, resolve, store
-from fastconv.cpu.jit import Kernel, array, as_bits, inline, records
+from fastconv.cpu.jit import Kernel, array, as_bits, contiguous_taps, inline, records
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
@@ -219,8 +218,7 @@ class _DirectPlan(Plan):
 
     def pack(self, w: Any) -> Any:
         """For each piece, its taps as a contiguous (G, O, taps) array."""
-        views = [piece.correlation.weight_view(w) for piece in self._pieces]
-        return [np.ascontiguousarray(v, self._accumulator).reshape(*v.shape[:2], math.prod(v.shape[2:])) for v in views]
+        return [contiguous_taps(piece.correlation, w, self._accumulator) for piece in self._pieces]
 
     def run(self, x: Any, packed: Any, y: Any, bias: Any, residual: Any) -> None:
         bias = self._no_bias if bias is None else bias

@@ -20,7 +20,7 @@ from fastconv.cpu import parallel
 from fastconv.cpu.blas import one_thread
 from fastconv.cpu.costs import seconds
 from fastconv.cpu.elements import HALF_FORMATS, activate, activation_arguments, load, resolve, store
-from fastconv.cpu.jit import Kernel, array, as_bits, inline, records
+from fastconv.cpu.jit import Kernel, array, as_bits, contiguous_taps, inline, records
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
@@ -130,8 +130,7 @@ class _Im2colPlan(Plan):
 
     def pack(self, w: Any) -> Any:
         """For each piece, its taps as a contiguous (G, O, taps) matrix."""
-        views = [piece.weight_view(w) for piece, _ in self._pieces]
-        return [np.ascontiguousarray(v, self._accumulator).reshape(*v.shape[:2], math.prod(v.shape[2:])) for v in views]
+        return [contiguous_taps(piece, w, self._accumulator) for piece, _ in self._pieces]
 
     def run(self, x: Any, packed: Any, y: Any, bias: Any, residual: Any) -> None:
         bias = self._no_bias if bias is None else bias

@@ -19,6 +19,8 @@ from numba import njit, types
 from numba.core.caching import FunctionCache
 from numba.np.numpy_support import from_dtype
 
+from fastconv.lowering import Correlation
+
 _HALVES = ("float16", "bfloat16")
 
 
@@ -75,3 +77,9 @@ def records(dtype: np.dtype[Any]) -> types.Array:
 def as_bits(a: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """`a` as kernels see it: half types as their bits."""
     return a.view(np.uint16) if a.dtype.itemsize == 2 and a.dtype.name in _HALVES else a
+
+
+def contiguous_taps(piece: Correlation, w: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """A piece's part of a ``(G, O, C, KD, KH, KW)`` weight view as a contiguous ``(G, O, taps)`` array of `dtype`."""
+    taps = np.ascontiguousarray(piece.weight_view(w), dtype)
+    return taps.reshape(piece.groups, piece.out_channels, piece.reduction)

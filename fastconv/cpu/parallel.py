@@ -65,7 +65,7 @@ def run(work: Work, tasks: int, macs: int) -> None:
     macs : int
         Multiply-adds in all, to tell whether other threads are worth waking.
     """
-    threads = min(get_num_threads(), tasks, 1 + macs // _LEAST_WORK)
+    threads = 1 if macs < _LEAST_WORK else min(get_num_threads(), tasks, 1 + macs // _LEAST_WORK)
     if threads <= 1:
         if tasks:
             work(0, tasks)

@@ -150,7 +150,7 @@ class Execution:
         return self.plan.pack(self._views.weight(self._bring(w, self._dtype)))
 
     def __call__(
-        self, x: Any, w: Any, bias: Any = None, residual: Any = None, out: Any = None, packed: Any = None
+        self, x: Any, w: Any, bias: Any = None, residual: Any = None, out: Any = None, *, packed: Any = None
     ) -> Any:
         """Run on NumPy or CuPy arrays of the problem's shapes; `packed` spares packing `w`."""
         if bias is not None:

@@ -1,0 +1,1 @@
+"""The commands of ``python -m fastconv``, one module each."""

@@ -1,0 +1,51 @@
+"""``compile``: every CUDA kernel for every architecture, and what each takes of a multiprocessor; no GPU needed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from fastconv.commands.console import CommandError, positive_int, progress, table
+from fastconv.compilation import ARCHITECTURES, CompilationError, compile_all, programs
+from fastconv.gpu.runtime import KernelSpec
+
+HELP = "compile the CUDA kernels and weigh them; needs no GPU"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the command."""
+    names = [f"sm_{architecture}" for architecture in ARCHITECTURES]
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--all", action="store_const", const=names, dest="arch", help="for every architecture")
+    which.add_argument("--arch", nargs="+", choices=names, metavar="NAME", help=f"for some of {', '.join(names)}")
+    parser.add_argument("--processes", type=positive_int, default=2, metavar="N", help="compilers at once (default: 2)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compile and print a table; 1 if any kernel does not compile."""
+    architectures = [int(name.removeprefix("sm_")) for name in dict.fromkeys(args.arch)]
+    kernels = [spec for together in programs() for spec in together]
+    cells: dict[tuple[KernelSpec, int], str] = {}
+    spilled = 0
+    try:
+        with progress(len(kernels) * len(architectures)) as report:
+            for done in compile_all(architectures, args.processes):
+                cells[done.spec, done.architecture] = f"{done.registers} / {done.shared_bytes} / {done.spill_bytes}"
+                spilled += done.spill_bytes > 0
+                report(len(cells), f"compiling {done.spec.file}")
+    except ImportError as error:
+        raise CommandError(str(error)) from None
+    except CompilationError as error:
+        print(f"fastconv compile: {error}", file=sys.stderr)
+        return 1
+    rows = [(_name(spec), *(cells[spec, architecture] for architecture in architectures)) for spec in kernels]
+    columns = ("kernel", *(f"sm_{architecture}" for architecture in architectures))
+    table("registers of a thread / shared bytes of a block / bytes that a thread spills", columns, rows)
+    print(f"{len(cells)} kernels compiled, {spilled} of them spill")
+    return 0
+
+
+def _name(spec: KernelSpec) -> str:
+    """Entry, dtype, and what else distinguishes the variant; the other dtypes follow from the first."""
+    values = (value for name, value in spec.defines if name not in ("RESULT", "ACCUMULATOR"))
+    return " ".join((spec.entry, *values))

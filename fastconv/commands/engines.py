@@ -1,0 +1,258 @@
+"""The engines that ``bench`` races: fastconv in both its forms, and what else could compute a layer here.
+
+An engine turns a layer and its arrays into a call that takes no arguments. Each lives in a process of its own (see
+:mod:`fastconv.commands.race`), because the spinning thread pools of two libraries in one process disturb each other.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+
+import fastconv
+from fastconv import dispatch
+from fastconv.arrays import named_dtype
+from fastconv.commands.info import versions
+from fastconv.networks import Layer
+
+Array = np.ndarray[Any, Any]
+
+# SciPy correlates one output channel at a time over all input channels; beyond so many elements read that takes
+# tens of seconds.
+_SCIPY_MOST = 5e7
+
+
+class Declined(Exception):
+    """An engine cannot compute a layer; the message says why."""
+
+
+class Engine(ABC):
+    """A library that computes layers on one device, with a number of threads where that is the CPU."""
+
+    name: ClassVar[str]
+    modules: ClassVar[tuple[str, ...]]
+    extra: ClassVar[str] = "bench"  # of fastconv, that installs the modules
+    devices: ClassVar[tuple[str, ...]]
+    #: The form of fastconv this engine is comparable with: one that packs weights beforehand with the prepared one.
+    rival: ClassVar[str] = "fastconv"
+
+    def __init__(self, device: str, threads: int) -> None:
+        self.device = device
+        self.threads = threads
+
+    @abstractmethod
+    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array) -> Callable[[], Any]:
+        """Bring the arrays where they are computed with, and return the call to time.
+
+        Raises
+        ------
+        Declined
+            If the engine cannot compute the layer.
+        """
+
+    def fetch(self, result: Any) -> Array:
+        """The result of a call as a NumPy array in NCHW order."""
+        array: Array = np.asarray(result)
+        return array
+
+    def algorithm(self, layer: Layer, dtype: str) -> str:
+        """Name of the algorithm the engine runs, where it can be told."""
+        return ""
+
+    def version(self) -> str:
+        """The library's version."""
+        return versions(self.modules)[self.modules[0]]
+
+
+class Functional(Engine):
+    """``fastconv.conv2d`` and its twins."""
+
+    name = "fastconv"
+    modules = ("fastconv",)
+    devices = ("cpu", "gpu")
+
+    def __init__(self, device: str, threads: int) -> None:
+        super().__init__(device, threads)
+        fastconv.set_num_threads(threads)
+
+    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array) -> Callable[[], Any]:
+        function, (x, w) = layer.function(fastconv), self._bring(x, w)
+        return lambda: function(x, w, device=self.device, **layer.options)
+
+    def fetch(self, result: Any) -> Array:
+        array: Array = result if self.device == "cpu" else result.get()
+        return array
+
+    def algorithm(self, layer: Layer, dtype: str) -> str:
+        return dispatch.choose(layer.problem(dtype), self.device).name
+
+    def version(self) -> str:
+        return fastconv.__version__
+
+    def _bring(self, *arrays: Array) -> tuple[Any, ...]:
+        if self.device == "cpu":
+            return arrays
+        import cupy
+
+        return tuple(map(cupy.asarray, arrays))
+
+
+class Prepared(Functional):
+    """``fastconv.Conv2d`` and its twins: weights bound beforehand."""
+
+    name = "fastconv prepared"
+
+    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array) -> Callable[[], Any]:
+        kind = getattr(fastconv, f"Conv{'Transpose' * layer.transposed}{layer.ndim}d")
+        x, w = self._bring(x, w)
+        bound = kind(w, device=self.device, **layer.options)
+        return lambda: bound(x)
+
+
+class PyTorch(Engine):
+    """``torch.nn.functional``: oneDNN on the CPU, cuDNN on a GPU."""
+
+    name = "pytorch"
+    modules = ("torch",)
+    extra = "torch"
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "gpu")
+
+    def __init__(self, device: str, threads: int) -> None:
+        import torch
+
+        super().__init__(device, threads)
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(False)
+        if device == "gpu":
+            torch.backends.cudnn.benchmark = True
+            torch.backends.cudnn.allow_tf32 = False  # float32 as fastconv's default computes it
+
+    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array) -> Callable[[], Any]:
+        import torch
+        import torch.nn.functional as F
+
+        function = layer.function(F)
+        place: dict[str, Any] = {"device": "cuda" if self.device == "gpu" else "cpu", "dtype": getattr(torch, dtype)}
+        xs, ws = (torch.from_numpy(v.astype(np.float64)).to(**place, **self._format(layer)) for v in (x, w))
+        return lambda: function(xs, ws, **layer.options)
+
+    def fetch(self, result: Any) -> Array:
+        array: Array = result.double().cpu().contiguous().numpy()
+        return array
+
+    def _format(self, layer: Layer) -> dict[str, Any]:
+        return {}
+
+
+class PyTorchChannelsLast(PyTorch):
+    """PyTorch with its arrays in memory as cuDNN's fast kernels want them."""
+
+    name = "pytorch channels_last"
+    devices = ("gpu",)
+
+    def _format(self, layer: Layer) -> dict[str, Any]:
+        import torch
+
+        if layer.ndim == 1:
+            raise Declined("1-D has no channels_last")
+        return {"memory_format": torch.channels_last if layer.ndim == 2 else torch.channels_last_3d}
+
+
+class SciPy(Engine):
+    """``scipy.signal.correlate``, one output channel after another."""
+
+    name = "scipy"
+    modules = ("scipy",)
+    devices = ("cpu",)
+
+    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array) -> Callable[[], Any]:
+        from scipy import fft, signal
+
+        if layer.transposed:
+            raise Declined("SciPy has no transposed convolution")
+        if x.size * layer.out_channels > _SCIPY_MOST:
+            raise Declined("would take SciPy too long")
+        reach = (d * (k - 1) + 1 for k, d in zip(layer.kernel, layer.dilation, strict=True))
+        dilated = np.zeros((*w.shape[:2], *reach), w.dtype)
+        dilated[_every(layer.dilation)] = w
+        kept = _every(layer.stride)
+        inner, outer = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+
+        def call() -> Array:
+            y = np.empty(layer.problem(dtype).y_shape, x.dtype)
+            padded = np.pad(x, [(0, 0), (0, 0), *((p, p) for p in layer.padding)])
+            with fft.set_workers(self.threads):
+                for n in range(layer.batch):
+                    for o in range(layer.out_channels):
+                        first = o // outer * inner
+                        full = signal.correlate(padded[n, first : first + inner], dilated[o], mode="valid")
+                        y[n, o] = full[0][kept]
+            return y
+
+        return call
+
+
+def _every(steps: tuple[int, ...]) -> Any:
+    """The index that takes every so many elements along the last axes."""
+    return (..., *(slice(None, None, step) for step in steps))
+
+
+class OnnxRuntime(Engine):
+    """ONNX Runtime on a model of one node, its weight a constant, which it packs when the model is loaded."""
+
+    name = "onnxruntime"
+    modules = ("onnxruntime", "onnx")
+    devices = ("cpu",)
+    rival = "fastconv prepared"
+
+    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array) -> Callable[[], Any]:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.log_severity_level = 3
+        session = ort.InferenceSession(_onnx_model(layer, dtype, w), options, providers=["CPUExecutionProvider"])
+        return lambda: session.run(None, {"x": x})[0]
+
+
+def _onnx_model(layer: Layer, dtype: str, w: Array) -> bytes:
+    from onnx import TensorProto, helper, numpy_helper
+
+    element = getattr(TensorProto, {"float32": "FLOAT", "float64": "DOUBLE"}.get(dtype, dtype.upper()))
+    problem = layer.problem(dtype)
+    node = helper.make_node(
+        "ConvTranspose" if layer.transposed else "Conv", ["x", "w"], ["y"], strides=layer.stride,
+        dilations=layer.dilation, group=layer.groups, pads=layer.padding * 2,
+    )  # fmt: skip
+    graph = helper.make_graph(
+        [node],
+        "layer",
+        [helper.make_tensor_value_info("x", element, layer.x_shape)],
+        [helper.make_tensor_value_info("y", element, problem.result_shape)],
+        [numpy_helper.from_array(w, "w")],
+    )
+    # Versions that ONNX Runtime has read for years, so that a newer onnx package does no harm.
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    serialized: bytes = model.SerializeToString()
+    return serialized
+
+
+ENGINES = {engine.name: engine for engine in (Functional, Prepared, PyTorch, PyTorchChannelsLast, SciPy, OnnxRuntime)}
+
+#: Names that ``--peers`` takes -> the engines they stand for.
+PEERS = {
+    "pytorch": (PyTorch, PyTorchChannelsLast),
+    "scipy": (SciPy,),
+    "onnxruntime": (OnnxRuntime,),
+}
+
+
+def layer_operands(layer: Layer, dtype: str) -> tuple[Array, Array]:
+    """The input and weight of a layer, the same in every process; the weight keeps results near unit size."""
+    rng = np.random.default_rng(0)
+    w_scale = (np.prod(layer.kernel) * layer.in_channels / layer.groups) ** -0.5
+    x, w = rng.standard_normal(layer.x_shape), rng.standard_normal(layer.w_shape) * w_scale
+    return x.astype(named_dtype(dtype)), w.astype(named_dtype(dtype))

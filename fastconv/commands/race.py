@@ -1,0 +1,212 @@
+"""Timing engines fairly: each in a process of its own, taking turns in rounds on the same arrays.
+
+On the CPU the minimum over all turns is kept: everything that disturbs a run makes it slower. On a GPU, calls are timed
+by events on the device, on copies of the arrays that together exceed its L2 cache twice over, and the median is kept.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from fastconv.networks import Layer
+from fastconv.registry import UNIT_ROUNDOFF
+
+_ROUNDS = 5
+_TURN_SECONDS = 0.08
+_PAUSE_SECONDS = 0.02  # lets the threads of the engine before stop spinning
+_ENOUGH_SECONDS = 1.0  # an engine that has run so long on a layer is not asked again
+_GPU_CALLS = 20
+_MOST_COPIES = 1024
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one engine did with one layer: its time, or why there is none.
+
+    `difference` is the largest one from the first engine's result, relative to that result's largest element; it is
+    `wrong` if not even half of the dtype's digits agree.
+    """
+
+    engine: str
+    algorithm: str = ""
+    seconds: float | None = None
+    difference: float | None = None
+    wrong: bool = False
+    why_not: str | None = None
+
+
+class Racer:
+    """This process's end of an engine."""
+
+    def __init__(self, engine: str, device: str, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.engine = engine
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, engine, device, threads), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def ask(self, *request: Any) -> Any:
+        """Send a request to the engine's process and wait for its answer.
+
+        Raises
+        ------
+        EngineError
+            If the engine failed, or its process died.
+        """
+        try:
+            self._pipe.send(request)
+            failed, answer = self._pipe.recv()
+        except (EOFError, BrokenPipeError):
+            self._process.join()
+            raise EngineError(f"{self.engine}: its process ended with status {self._process.exitcode}") from None
+        if failed:
+            raise EngineError(answer)
+        return answer
+
+    def close(self) -> None:
+        """End the engine's process."""
+        self._pipe.close()
+        self._process.join()
+
+
+class EngineError(Exception):
+    """An engine could not do what it was asked; the message says why."""
+
+
+def race(racers: list[Racer], layer: Layer, dtype: str, device: str) -> list[Entry]:
+    """Time a layer on every engine; the first one's result is what the others' are compared with.
+
+    Raises
+    ------
+    EngineError
+        If the first engine fails. Another one's failure is noted in its entry.
+    """
+    entries: list[Entry] = []
+    expected = None
+    for racer in racers:
+        try:
+            algorithm, result = racer.ask("load", layer, dtype)
+        except EngineError as error:
+            if expected is None:
+                raise
+            entries.append(Entry(racer.engine, why_not=str(error)))
+            continue
+        expected = result if expected is None else expected
+        difference = _difference(result, expected)
+        right = difference <= math.sqrt(UNIT_ROUNDOFF[dtype])
+        entries.append(Entry(racer.engine, algorithm, difference=difference, wrong=not right))
+    times: dict[Racer, list[float]] = {r: [] for r, e in zip(racers, entries, strict=True) if e.why_not is None}
+    for _ in range(_ROUNDS):
+        for racer, measured in times.items():
+            if sum(measured) < _ENOUGH_SECONDS:
+                time.sleep(_PAUSE_SECONDS)
+                measured += racer.ask("turn")
+    keep = min if device == "cpu" else statistics.median
+    return [
+        replace(entry, seconds=keep(times[racer])) if racer in times else entry
+        for racer, entry in zip(racers, entries, strict=True)
+    ]
+
+
+def _difference(result: Any, expected: Any) -> float:
+    if result.shape != expected.shape:
+        return math.inf
+    scale = float(np.max(np.abs(expected), initial=0)) or 1.0
+    return float(np.max(np.abs(result - expected), initial=0)) / scale
+
+
+# -- the engine's process ------------------------------------------------------------------------------------------
+
+
+def _serve(pipe: Connection, name: str, device: str, threads: int) -> None:
+    """Answer requests, which are methods of :class:`_Server` and their arguments, until the other end closes."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read once, when a library is imported
+    server = None
+    while True:
+        try:
+            method, *arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            server = server or _Server(name, device, threads)
+            pipe.send((False, getattr(server, method)(*arguments)))
+        except Exception as error:  # whatever an engine raises is a fact about it, to be reported
+            pipe.send((True, _one_line(error)))
+
+
+def _one_line(error: Exception) -> str:
+    from fastconv.commands.engines import Declined
+
+    text = str(error).partition("\n")[0]
+    return text if isinstance(error, Declined) else f"{type(error).__name__}: {text}"
+
+
+class _Server:
+    """An engine and the layer it has loaded."""
+
+    def __init__(self, name: str, device: str, threads: int) -> None:
+        from fastconv.commands.engines import ENGINES
+
+        self._engine = ENGINES[name](device, threads)
+        self._device = device
+        self._calls: Iterator[Callable[[], Any]] = iter(())
+
+    def version(self) -> str:
+        return self._engine.version()
+
+    def load(self, layer: Layer, dtype: str) -> tuple[str, Any]:
+        """Prepare a layer and run it once; the algorithm's name and the result."""
+        from fastconv.commands.engines import layer_operands
+
+        x, w = layer_operands(layer, dtype)
+        copies = 1 if self._device == "cpu" else _copies(x.nbytes + w.nbytes)
+        calls = [self._engine.prepare(layer, dtype, x, w) for _ in range(copies)]
+        for call in calls:
+            result = call()
+        self._calls = itertools.cycle(calls)
+        return self._engine.algorithm(layer, dtype), self._engine.fetch(result).astype(np.float64)
+
+    def turn(self) -> list[float]:
+        """Seconds of each of a few calls, or on a GPU of each of a few rows of calls."""
+        time_one = self._time_on_cpu if self._device == "cpu" else self._time_on_gpu
+        times = [time_one()]
+        while sum(times) < _TURN_SECONDS:
+            times.append(time_one())
+        return times
+
+    def _time_on_cpu(self) -> float:
+        call = next(self._calls)
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    def _time_on_gpu(self) -> float:
+        """Many calls between two events, so that the host's work for one is hidden behind the device's for another."""
+        import cupy
+
+        start, stop = cupy.cuda.Event(), cupy.cuda.Event()
+        start.record()
+        for call in itertools.islice(self._calls, _GPU_CALLS):
+            call()
+        stop.record()
+        stop.synchronize()
+        return float(cupy.cuda.get_elapsed_time(start, stop)) * 1e-3 / _GPU_CALLS
+
+
+def _copies(nbytes: int) -> int:
+    """How many copies of `nbytes` fill the L2 cache of the GPU twice."""
+    import cupy
+
+    return min(2 * int(cupy.cuda.Device().attributes["L2CacheSize"]) // nbytes + 1, _MOST_COPIES)

@@ -1,0 +1,146 @@
+"""The commands, run as a user runs them: in a process of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def fastconv(*arguments, before="", expect=0):
+    """Run ``fastconv`` with these arguments, after some Python code if need be; what it wrote, by stream."""
+    code = f"{before}\nimport sys; from fastconv.cli import main; sys.exit(main())"
+    command = [sys.executable, "-m", "fastconv"] if not before else [sys.executable, "-c", code]
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [*command, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_help_names_every_command_and_imports_nothing_heavy():
+    heavy = ("numba", "cupy", "torch", "rich", "matplotlib", "PIL", "scipy")
+    check = f"import atexit, sys; atexit.register(lambda: print([m for m in {heavy} if m in sys.modules]))"
+    done = fastconv("--help", before=check)
+    assert all(name in done.stdout for name in ("demo", "bench", "explain", "verify", "info", "compile"))
+    assert done.stdout.endswith("[]\n")
+
+
+def test_info_tells_what_a_bug_report_needs():
+    text = fastconv("info").stdout
+    found = json.loads(fastconv("info", "--json").stdout)
+    assert {"direct", "im2col"} <= set(found["algorithms"]["cpu"])
+    assert found["versions"]["numpy"] == np.__version__
+    assert found["vector_bits"] in (128, 256, 512)
+    assert Path(found["cuda_sources"], "direct.cu").is_file()
+    assert (found["gpu"] is None) == (found["no_gpu_because"] is not None)
+    assert found["cpu"] in text
+
+
+def test_explain_marks_the_choice():
+    done = fastconv("explain", "--x", 1, 64, 56, 56, "--w", 64, 64, 3, 3, "--padding", "same", "--stride", 2)
+    assert "(1, 64, 28, 28)" in done.stdout
+    assert done.stdout.count("->") == 2  # one in the problem, one before the algorithm chosen
+    done = fastconv(
+        "explain", "--x", 1, 8, 9, "--w", 8, 4, 3, "--transposed", "--dtype", "float64", "--algorithm", "direct"
+    )
+    assert "conv_transpose1d" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((), "COMMAND"),
+        (("paint",), "paint"),
+        (("explain", "--x", 1, 3, 8, 8, "--w", 4, 2, 3, 3), "x must have 2 * 1 = 2 channels"),
+        (("explain", "--x", 1, 3, 8, 8, "--w", 4, 3, 3, 3, "--padding", "wide"), "padding='wide'"),
+        (("explain", "--x", 1, 3, 8, 8, "--w", 4, 3, 3, 3, "--dtype", "float8"), "float8"),
+        (("bench", "--network", "lenet"), "lenet"),
+        (("bench", "--peers", "abacus"), "abacus"),
+        (("bench", "--threads", "0"), "at least 1"),
+        (("bench", "--json", "no/such/folder/file.json"), "folder"),
+        (("demo", "no-such-photograph.jpg"), "no-such-photograph.jpg"),
+        (("demo", __file__), "not an image"),
+        (("verify", "--seed", "-1"), "--seed"),
+        (("compile", "--arch", "sm_1"), "sm_1"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    assert message in fastconv(*arguments, expect=2).stderr
+
+
+@pytest.mark.parametrize("module, package", [("rich", "rich"), ("matplotlib", "matplotlib"), ("PIL", "Pillow")])
+def test_a_missing_package_is_named_with_its_extra(module, package):
+    hide = f"""
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == {module!r} else find(name, *rest)
+"""
+    message = fastconv("demo", before=hide, expect=2).stderr
+    assert message.count("\n") == 1
+    assert package in message
+    assert 'pip install "fastconv[demo]"' in message
+
+
+def test_demo_writes_a_checked_sheet(tmp_path):
+    image, sheet = tmp_path / "waves.png", tmp_path / "sheet.png"
+    photo = pytest.importorskip("PIL.Image")
+    y, x = np.mgrid[:48, :64]
+    colours = np.stack([x * 4, y * 5, 127 + 120 * np.sin(x * y / 90)], axis=-1)
+    photo.fromarray(colours.astype(np.uint8)).save(image)
+    done = fastconv("demo", image, "--output", sheet)
+    assert "conv_transpose2d" in done.stdout
+    with photo.open(sheet) as drawn:
+        assert drawn.format == "PNG"
+        assert min(drawn.size) > 500
+
+
+def test_verify_runs_every_algorithm_and_can_repeat_a_problem():
+    done = fastconv("verify", "--seconds", 3)
+    assert "direct" in done.stdout
+    assert "im2col" in done.stdout
+    again = fastconv("verify", "--seconds", 0, "--seed", 3).stdout
+    assert "1 random problems, seed 3" in again
+
+
+def test_verify_reports_a_wrong_algorithm_with_its_seed():
+    wrong = """
+from fastconv import registry
+direct = next(a for a in registry.algorithms("cpu") if a.name == "direct")
+kind = type(direct)
+class Wrong(kind):
+    name = "wrong"
+    def apply(self, problem, a, b, out, bias=None, residual=None, workspace_limit=64 << 20):
+        super().apply(problem, a, b, out, bias, residual, workspace_limit)
+        out[...] = out + 1
+registry.register(Wrong())
+"""
+    done = fastconv("verify", "--seconds", 0, "--seed", 5, before=wrong, expect=1)
+    assert "FAILED wrong" in done.stdout
+    assert "--seed 5 --seconds 0" in done.stdout
+
+
+def test_bench_measures_prints_and_writes(tmp_path):
+    data, picture = tmp_path / "bench.json", tmp_path / "bench.png"
+    arguments = ("--network", "googlenet", "--device", "cpu", "--threads", 1, "--json", data, "--plot", picture)
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("scipy")
+    done = fastconv("bench", *arguments, "--peers", "scipy")
+    assert "googlenet 3a_5x5" in done.stdout
+    found = json.loads(data.read_text())
+    (row,) = found["rows"]
+    assert row["layer"]["network"] == "googlenet"
+    assert found["threads"] == 1
+    assert all(entry["seconds"] > 0 and not entry["wrong"] for entry in row["entries"])
+    assert picture.read_bytes().startswith(b"\x89PNG")

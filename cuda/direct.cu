@@ -45,11 +45,13 @@ __device__ inline void write(const Direct& p, const Target& t, ACCUMULATOR sum) 
            p.y.data[p.y.offset(t.n, t.g, t.o, t.d, t.h, t.w)]);
 }
 
-extern "C" __global__ void __launch_bounds__(256) direct_thread(const Direct p) {
+extern "C" __global__ void __launch_bounds__(256, 3) direct_thread(const Direct p) {
     const Geometry& q = p.geometry;
     const long long step = (long long)gridDim.x * blockDim.x;
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < outputs(q); i += step) {
         const Target t = target_of(p, i);
+        const STORAGE* image = p.x.data + p.x.offset(t.n, t.g, 0, 0, 0, 0);
+        const STORAGE* filter = p.w.data + p.w.offset(t.g, t.o, 0, 0, 0, 0);
         ACCUMULATOR sum{};
         for (long long kd = 0; kd < q.kernel[0]; ++kd) {
             const long long d = source(q, 0, t.d, kd);
@@ -58,13 +60,13 @@ extern "C" __global__ void __launch_bounds__(256) direct_thread(const Direct p) 
                 for (long long kw = 0; kw < q.kernel[2]; ++kw) {
                     const long long w = source(q, 2, t.w, kw);
                     const bool inside = d >= 0 && h >= 0 && w >= 0;
-                    long long x_at = p.x.offset(t.n, t.g, 0, d, h, w);
-                    long long w_at = p.w.offset(t.g, t.o, 0, kd, kh, kw);
+                    const STORAGE* x = image + p.x.offset(0, 0, 0, d, h, w);
+                    const STORAGE* weight = filter + p.w.offset(0, 0, 0, kd, kh, kw);
+#pragma unroll 4
                     for (long long c = 0; c < q.in_channels; ++c) {
-                        const ACCUMULATOR x = inside ? load(p.x.data[x_at]) : ACCUMULATOR{};
-                        sum = multiply_add(x, load(p.w.data[w_at]), sum);
-                        x_at += p.x.stride[2];
-                        w_at += p.w.stride[2];
+                        sum = multiply_add(inside ? load(*x) : ACCUMULATOR{}, load(*weight), sum);
+                        x += p.x.stride[2];
+                        weight += p.w.stride[2];
                     }
                 }
             }
@@ -109,7 +111,7 @@ __device__ inline Complex<T> from_lane(Complex<T> v, int mask) {
     return {from_lane(v.real, mask), from_lane(v.imag, mask)};
 }
 
-extern "C" __global__ void __launch_bounds__(256) direct_warp(const Direct p) {
+extern "C" __global__ void __launch_bounds__(256, 3) direct_warp(const Direct p) {
     constexpr int LANES = 32;
     const Geometry& q = p.geometry;
     const int lane = threadIdx.x % LANES;

@@ -11,7 +11,6 @@
 struct Tap {
     long long offset;  // in elements, from what tap 0 of channel 0 reads to what this one reads, were nothing padded
     int at[3];         // along each axis, in input elements
-    int channel;
 };
 
 struct Tiled {
@@ -59,28 +58,25 @@ struct Shared {
     long long y_at[TILE_POSITIONS], residual_at[TILE_POSITIONS];  // what channel 0 of each position writes and adds
 };
 
-// A target position; `valid` is false past the last one.
 struct Position {
     long long n;
     unsigned int d, h, w;
-    bool valid;
 };
 
-// The position `local` places after the block's first. Only the block's own place needs 64-bit division.
+// The position `local` places after the block's first; past the last it is some other one, whose sums nobody writes.
+// Only the block's own place needs 64-bit division.
 __device__ inline Position position_of(const Geometry& q, unsigned int local) {
     const unsigned int h = q.count[1], w = q.count[2], image = q.count[0] * h * w;
     const long long first = (long long)blockIdx.x * TILE_POSITIONS;
     const unsigned int t = (unsigned int)(first % image) + local;
     const long long n = first / image + t / image;
-    return {n, t % image / w / h, t % image / w % h, t % w, n < q.batch};
+    return {n < q.batch ? n : 0, t % image / w / h, t % image / w % h, t % w};
 }
 
-// The input of one position, and how its taps are read.
+// The input of one position: where tap 0 reads, which is outside of the array where that is padding.
 struct Source {
-    const STORAGE* data;  // what tap 0 of channel 0 reads; outside of the array where that is padding
-    const STORAGE* image;
+    const STORAGE* data;
     int at[3];
-    bool valid;
 };
 
 __device__ inline Source source_of(const Tiled& p, const Position& t) {
@@ -89,28 +85,27 @@ __device__ inline Source source_of(const Tiled& p, const Position& t) {
     s.at[0] = (int)(t.d * q.stride[0] - q.offset[0]);
     s.at[1] = (int)(t.h * q.stride[1] - q.offset[1]);
     s.at[2] = (int)(t.w * q.stride[2] - q.offset[2]);
-    s.image = p.x.data + p.x.offset(t.n, blockIdx.z, 0, 0, 0, 0);
-    s.data = s.image + p.x.offset(0, 0, 0, s.at[0], s.at[1], s.at[2]);
-    s.valid = t.valid;
+    s.data = p.x.data + p.x.offset(t.n, blockIdx.z, 0, s.at[0], s.at[1], s.at[2]);
     return s;
 }
 
 // 0 <= i < size in one comparison.
 __device__ inline bool below(int i, long long size) { return (unsigned int)i < (unsigned int)size; }
 
-__device__ inline Gathered gather(const Tiled& p, const Source& s, long long k, long long reduction) {
+// How far the element that stands for the padded one at `i` is from there.
+__device__ inline int moved(const Geometry& q, int axis, int i) {
+    return resolve(i, (int)q.size[axis], q.padding_mode) - i;
+}
+
+__device__ inline Gathered gather(const Tiled& p, const Source& s, int k, int reduction) {
     const Geometry& q = p.geometry;
-    if (!s.valid || k >= reduction) return {};
+    if (k >= reduction) return {};
     const Tap tap = p.taps[k];
-    int d = s.at[0] + tap.at[0], h = s.at[1] + tap.at[1], w = s.at[2] + tap.at[2];
-    const bool inside = below(d, q.size[0]) && below(h, q.size[1]) && below(w, q.size[2]);
+    const int d = s.at[0] + tap.at[0], h = s.at[1] + tap.at[1], w = s.at[2] + tap.at[2];
     const STORAGE* from = s.data + tap.offset;
-    if (!inside) {
+    if (!below(d, q.size[0]) || !below(h, q.size[1]) || !below(w, q.size[2])) {
         if (q.padding_mode == ZEROS) return {};
-        d = resolve(d, (int)q.size[0], q.padding_mode);
-        h = resolve(h, (int)q.size[1], q.padding_mode);
-        w = resolve(w, (int)q.size[2], q.padding_mode);
-        from = s.image + p.x.offset(0, 0, tap.channel, d, h, w);
+        from += p.x.offset(0, 0, 0, moved(q, 0, d), moved(q, 1, h), moved(q, 2, w));
     }
     return *reinterpret_cast<const Gathered*>(from);
 }
@@ -121,8 +116,9 @@ struct Carried {
     Weights w[WEIGHT_LOADS];
 };
 
-__device__ inline void fetch(const Tiled& p, const Source& s, const STORAGE* weight, long long channels, long long k,
-                             long long reduction, Carried& c) {
+// `weight` points at the block's first channel of product `k`.
+__device__ inline void fetch(const Tiled& p, const Source& s, const STORAGE* weight, int channels, int k, int reduction,
+                             Carried& c) {
 #pragma unroll
     for (int i = 0; i < GATHERS; ++i) {
         const int row = (threadIdx.x / TILE_POSITIONS + i * (THREADS / TILE_POSITIONS)) * VECTOR;
@@ -133,7 +129,7 @@ __device__ inline void fetch(const Tiled& p, const Source& s, const STORAGE* wei
         const int unit = threadIdx.x + i * THREADS;
         const int row = unit / (TILE_CHANNELS / QUAD), o = unit % (TILE_CHANNELS / QUAD) * QUAD;
         const bool inside = unit < WEIGHT_QUADS && blockIdx.y * TILE_CHANNELS + o < channels;
-        c.w[i] = inside ? *reinterpret_cast<const Weights*>(weight + (k + row) * channels + o) : Weights{};
+        c.w[i] = inside ? *reinterpret_cast<const Weights*>(weight + (long long)row * channels + o) : Weights{};
     }
 }
 
@@ -197,10 +193,10 @@ __device__ inline void write_band(const Tiled& p, const Shared& shared, int firs
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) tiled(const Tiled p) {
     __shared__ Shared shared;
     const Geometry& q = p.geometry;
-    const long long reduction = q.in_channels * q.kernel[0] * q.kernel[1] * q.kernel[2];
-    const long long depth = (reduction + TILE_DEPTH - 1) / TILE_DEPTH * TILE_DEPTH;
-    const long long channels = (q.out_channels + QUAD - 1) / QUAD * QUAD;
-    const STORAGE* weight = p.weight + blockIdx.z * depth * channels + blockIdx.y * TILE_CHANNELS;
+    const int reduction = (int)(q.in_channels * q.kernel[0] * q.kernel[1] * q.kernel[2]);
+    const int depth = (reduction + TILE_DEPTH - 1) / TILE_DEPTH * TILE_DEPTH;
+    const int channels = (int)(q.out_channels + QUAD - 1) / QUAD * QUAD;
+    const STORAGE* weight = p.weight + (long long)blockIdx.z * depth * channels + blockIdx.y * TILE_CHANNELS;
     const Position here = position_of(q, threadIdx.x % TILE_POSITIONS);
     const Source source = source_of(p, here);
     const int row = threadIdx.x / ROW_THREADS, column = threadIdx.x % ROW_THREADS;
@@ -212,15 +208,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) tiled(const
 
     Sums sums{};
     Carried carried;
-    if (depth) {
+    if (reduction) {
         fetch(p, source, weight, channels, 0, reduction, carried);
         deposit(carried, shared.step[0]);
     }
     __syncthreads();
-    for (long long k = TILE_DEPTH, now = 0; k <= depth; k += TILE_DEPTH, now ^= 1) {
-        if (k < depth) fetch(p, source, weight, channels, k, reduction, carried);
+    for (int k = TILE_DEPTH, now = 0; k < reduction + TILE_DEPTH; k += TILE_DEPTH, now ^= 1) {
+        weight += (long long)TILE_DEPTH * channels;
+        if (k < reduction) fetch(p, source, weight, channels, k, reduction, carried);
         compute(shared.step[now], row, column, sums);
-        if (k < depth) deposit(carried, shared.step[now ^ 1]);
+        if (k < reduction) deposit(carried, shared.step[now ^ 1]);
         __syncthreads();
     }
 

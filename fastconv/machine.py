@@ -36,3 +36,23 @@ def cpu() -> Machine:
     # Two FMA pipes at about 3.5 GHz; measured: 250e9 on AVX-512 (Zen 5), 105e9 on AVX2 (Zen 3).
     flops = cores * lanes * 2 * 2 * 3.5e9
     return Machine("cpu", cores, flops, bandwidth=1.5e10 * min(cores, 4), cache=512 << 10, launch=30e-6)
+
+
+@cache
+def gpu() -> Machine:
+    """The CUDA device that is current at the first call, from what CuPy says of it.
+
+    The peak is multiprocessors x clock x float32 lanes. The launch time and the rate over PCI Express are what such
+    machines usually have, not measured here.
+    """
+    import cupy
+
+    device = cupy.cuda.Device()
+    about = device.attributes
+    cores, kilohertz = about["MultiProcessorCount"], about["ClockRate"]
+    # Float32 lanes of a multiprocessor: 64 up to the A100 (8.0), 128 since.
+    lanes = 64 if int(device.compute_capability) <= 80 else 128
+    flops = 2.0 * cores * lanes * kilohertz * 1e3
+    # Memory transfers twice in a clock, over a bus given in bits.
+    bandwidth = 2e3 * about["MemoryClockRate"] * about["GlobalMemoryBusWidth"] / 8
+    return Machine("gpu", cores, flops, bandwidth, about["L2CacheSize"], launch=5e-6, transfer=1.2e10)

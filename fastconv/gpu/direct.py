@@ -8,21 +8,26 @@ from typing import Any
 
 import numpy as np
 
+from fastconv.gpu.algorithm import GpuAlgorithm, launch_linear
 from fastconv.gpu.arguments import EPILOGUE, VIEW, channels_fastest, epilogue, record, view
-from fastconv.gpu.runtime import KernelSpec, dtype_defines, runtime
+from fastconv.gpu.runtime import KernelSpec, dtype_defines
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.machine import Machine
 from fastconv.problem import DTYPES, ConvProblem
-from fastconv.registry import Algorithm, Plan, register
+from fastconv.registry import Plan, register
 
 DIRECT = np.dtype(
-    [("x", VIEW), ("w", VIEW), ("y", VIEW), ("geometry", GEOMETRY), ("epilogue", EPILOGUE)]
-    + [("channels_fastest", np.int64)]
+    [
+        ("x", VIEW),
+        ("w", VIEW),
+        ("y", VIEW),
+        ("geometry", GEOMETRY),
+        ("epilogue", EPILOGUE),
+        ("channels_fastest", np.int64),
+    ]
 )
 
-_BLOCK = 256
 _WARP = 32
-_MOST_BLOCKS = 1 << 16  # enough for any GPU; the kernels walk over the rest
 
 # Below this many outputs the threads of a large GPU are not all busy, and above this length a warp's lanes are.
 _FEW_OUTPUTS = 1 << 16
@@ -57,8 +62,7 @@ class DirectPlan(Plan):
                 channels_fastest=channels_fastest(target),
             )
             entry, threads = _shape(piece)
-            blocks = min(-(-target.size * threads // _BLOCK), _MOST_BLOCKS)
-            runtime().launch(_spec(entry, self.problem.dtype), (blocks, 1, 1), (_BLOCK, 1, 1), params)
+            launch_linear(_spec(entry, self.problem.dtype), target.size * threads, params)
 
 
 def _shape(piece: Correlation) -> tuple[str, int]:
@@ -72,11 +76,10 @@ def _spec(entry: str, dtype: str) -> KernelSpec:
     return KernelSpec("direct.cu", entry, dtype_defines(dtype))
 
 
-class Direct(Algorithm):
+class Direct(GpuAlgorithm):
     """The definition, output by output."""
 
     name = "direct"
-    device = "gpu"
 
     def why_not(self, problem: ConvProblem) -> str | None:
         return None
@@ -89,7 +92,6 @@ class Direct(Algorithm):
         return DirectPlan(problem)
 
     def variants(self) -> Iterable[KernelSpec]:
-        """Every kernel that a plan can launch."""
         return (_spec(entry, dtype) for dtype in DTYPES for entry in ("direct_thread", "direct_warp"))
 
 

@@ -9,19 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from fastconv.gpu.algorithm import GpuAlgorithm, launch_linear
 from fastconv.gpu.arguments import EPILOGUE, VIEW, epilogue, record, view
 from fastconv.gpu.runtime import KernelSpec, dtype_defines, runtime
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.machine import Machine
 from fastconv.problem import DTYPES, ConvProblem
-from fastconv.registry import Algorithm, Plan, register
+from fastconv.registry import Plan, register
 
 TILE = np.dtype([("geometry", GEOMETRY), ("first", np.int64), ("positions", np.int64)])
 PACK = np.dtype([("x", VIEW), ("columns", np.int64), ("tile", TILE)])
 UNPACK = np.dtype([("product", np.int64), ("y", VIEW), ("tile", TILE), ("epilogue", EPILOGUE)])
 
-_BLOCK = 256
-_MOST_BLOCKS = 1 << 16  # enough for any GPU; the kernels walk over the rest
 _LEAST_WORKSPACE = 1 << 20  # the smallest limit that can be set
 
 # Estimated, not measured: the share of the peak at which cuBLAS runs these products.
@@ -62,9 +61,7 @@ class Im2colPlan(Plan):
             for part in _parts(piece, self.problem.accumulator_dtype, self.workspace_limit):
                 self._run_part(piece, part, x, weight, target, bias, beside)
 
-    def _run_part(
-        self, piece: Correlation, part: Part, x: Any, weight: Any, y: Any, bias: Any, residual: Any
-    ) -> None:
+    def _run_part(self, piece: Correlation, part: Part, x: Any, weight: Any, y: Any, bias: Any, residual: Any) -> None:
         xp, at = runtime().xp, (part.images, part.groups)
         source, target = x[at], y[at]
         images, groups = target.shape[:2]
@@ -78,17 +75,15 @@ class Im2colPlan(Plan):
         if piece.reduction:
             columns = xp.empty((images, groups, piece.reduction, positions), dtype)
             params = record(PACK, x=view(source), columns=runtime().address(columns), tile=tile)
-            self._launch("pack_patches", images * groups * piece.in_channels * positions, params)
+            launch_linear(
+                _spec("pack_patches", self.problem.dtype), images * groups * piece.in_channels * positions, params
+            )
             xp.matmul(weight[part.groups], columns, out=result)
         if bias is not None:
             bias = bias[part.groups.start * piece.out_channels :]
         finish = epilogue(self.problem, bias, None if residual is None else residual[at])
         params = record(UNPACK, product=runtime().address(result), y=view(target), tile=tile, epilogue=finish)
-        self._launch("finish_product", result.size, params)
-
-    def _launch(self, entry: str, threads: int, params: np.ndarray[Any, Any]) -> None:
-        blocks = min(-(-threads // _BLOCK), _MOST_BLOCKS)
-        runtime().launch(_spec(entry, self.problem.dtype), (blocks, 1, 1), (_BLOCK, 1, 1), params)
+        launch_linear(_spec("finish_product", self.problem.dtype), result.size, params)
 
 
 def _parts(piece: Correlation, dtype: str, limit: int) -> Iterator[Part]:
@@ -122,11 +117,10 @@ def _spec(entry: str, dtype: str) -> KernelSpec:
 _DTYPES = tuple(name for name in DTYPES if "int" not in name)
 
 
-class Im2col(Algorithm):
+class Im2col(GpuAlgorithm):
     """Patches, matrix product, epilogue."""
 
     name = "im2col"
-    device = "gpu"
 
     def why_not(self, problem: ConvProblem) -> str | None:
         if problem.dtype not in _DTYPES:
@@ -155,7 +149,6 @@ class Im2col(Algorithm):
         return Im2colPlan(problem, workspace_limit, f"matrices of {[piece.taps for piece in lower(problem)]}")
 
     def variants(self) -> Iterable[KernelSpec]:
-        """Every kernel that a plan can launch."""
         return (_spec(entry, dtype) for dtype in _DTYPES for entry in ("pack_patches", "finish_product"))
 
 

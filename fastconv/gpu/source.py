@@ -14,7 +14,7 @@ _ENTRY = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(.*?\) )?(
 
 
 def directory() -> Traversable:
-    """The folder of the sources: ``fastconv/_cuda`` in an installed wheel, ``cuda`` beside the package in a checkout."""
+    """Where the sources are: ``fastconv/_cuda`` in an installed wheel, ``cuda`` beside the package in a checkout."""
     installed = files("fastconv") / "_cuda"
     return installed if installed.is_dir() else Path(__file__).parents[2] / "cuda"
 

@@ -10,25 +10,33 @@ from typing import Any
 
 import numpy as np
 
+from fastconv.gpu.algorithm import GpuAlgorithm
 from fastconv.gpu.arguments import EPILOGUE, VIEW, channels_fastest, epilogue, record, view
 from fastconv.gpu.runtime import KernelSpec, dtype_defines, runtime
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
-from fastconv.registry import Algorithm, Plan, register
+from fastconv.registry import Plan, register
 
 TILED = np.dtype(
-    [("x", VIEW), ("weight", np.int64), ("taps", np.int64), ("y", VIEW), ("geometry", GEOMETRY)]
-    + [("epilogue", EPILOGUE), ("channels_fastest", np.int64)]
+    [
+        ("x", VIEW),
+        ("weight", np.int64),
+        ("taps", np.int64),
+        ("y", VIEW),
+        ("geometry", GEOMETRY),
+        ("epilogue", EPILOGUE),
+        ("channels_fastest", np.int64),
+    ]
 )
-TAP = np.dtype([("offset", np.int64), ("at", np.int32, (3,)), ("channel", np.int32)])
+TAP = np.dtype([("offset", np.int64), ("at", np.int32, (3,))], align=True)
 
 # TILE_DEPTH and QUAD in cuda/tiled.cu: packed weights are filled up to whole steps and whole vectors.
 _DEPTH = 16
 _QUAD = 4
 
 _MOST_BLOCKS_YZ = 65535
-_LONGEST_AXIS = 1 << 30  # coordinates are 32-bit numbers inside the kernel
+_MOST = 1 << 30  # coordinates along an axis, positions of an image and products of a sum are 32-bit in the kernel
 
 
 @dataclass(frozen=True)
@@ -137,7 +145,6 @@ class TiledPlan(Plan):
         axes = np.indices((piece.in_channels, *piece.kernel), np.int64).reshape(4, piece.in_channels, -1)
         channel, *tap = (axis.T.ravel() if self.by_channel else axis.ravel() for axis in axes)
         table = np.zeros(piece.reduction, TAP)
-        table["channel"] = channel
         table["at"] = np.stack(tap, axis=-1) * piece.dilation
         table["offset"] = channel * strides[2] + table["at"] @ np.array(strides[3:])
         return runtime().upload(table)
@@ -155,11 +162,10 @@ def _packed_shape(piece: Correlation) -> tuple[int, int]:
     return -(-piece.reduction // _DEPTH) * _DEPTH, -(-piece.out_channels // _QUAD) * _QUAD
 
 
-class Tiled(Algorithm):
+class Tiled(GpuAlgorithm):
     """Implicit GEMM."""
 
     name = "tiled"
-    device = "gpu"
 
     def why_not(self, problem: ConvProblem) -> str | None:
         if problem.dtype not in _TILES:
@@ -171,8 +177,8 @@ class Tiled(Algorithm):
                 return f"more than {_MOST_BLOCKS_YZ * _FLAT.channels} output channels in a group"
             axes = zip(piece.size, piece.kernel, piece.dilation, piece.count, piece.stride, piece.offset, strict=True)
             reach = max(max(n, k * d + t * s + abs(low)) for n, k, d, t, s, low in axes)
-            if max(reach, piece.positions) > _LONGEST_AXIS:
-                return f"an axis or an image of more than {_LONGEST_AXIS} elements"
+            if max(reach, piece.positions, piece.reduction) > _MOST:
+                return f"an axis, an image or a sum of more than {_MOST} elements"
         return None
 
     def cost(self, problem: ConvProblem, machine: Machine) -> float:
@@ -186,7 +192,6 @@ class Tiled(Algorithm):
         return TiledPlan(problem)
 
     def variants(self) -> Iterable[KernelSpec]:
-        """Every kernel that a plan can launch."""
         for dtype, (tiles, vector) in _TILES.items():
             yield from (_spec(dtype, tile, v) for tile in tiles for v in (1, vector))
 

@@ -1,0 +1,144 @@
+"""Compile every GPU kernel without a GPU, by NVRTC alone, and weigh it: registers, shared memory, spills."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Any
+
+from fastconv.gpu.algorithm import GpuAlgorithm
+from fastconv.gpu.runtime import KernelSpec
+from fastconv.gpu.source import program
+from fastconv.registry import algorithms
+
+#: Compute capabilities that kernels are compiled for: Turing, Ampere (A100 and RTX 30), Ada, Hopper, Blackwell (two).
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+
+# What ptxas says of one kernel, from its name on.
+_WEIGHT = re.compile(
+    r"Compiling entry function '(?P<entry>\w+)'.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
+    r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
+    re.DOTALL,
+)
+_SHARED = re.compile(r"(\d+) bytes smem")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel compiled for one architecture, and what it takes of a multiprocessor."""
+
+    spec: KernelSpec
+    architecture: int
+    registers: int  # of a thread
+    shared_bytes: int  # of a block
+    spill_bytes: int  # of a thread, stores and loads
+    stack_bytes: int  # of a thread
+    cubin_bytes: int  # of the whole program
+
+
+class CompilationError(RuntimeError):
+    """A kernel did not compile; the message is the compiler's log."""
+
+
+def compile_all(architectures: Sequence[int] = ARCHITECTURES, processes: int = 2) -> Iterator[Compiled]:
+    """Compile every kernel that a plan can launch, and give each result as soon as there is one.
+
+    Parameters
+    ----------
+    architectures : sequence of int
+        Compute capabilities, as 90 for 9.0.
+    processes : int
+        How many compilers to run at once.
+
+    Yields
+    ------
+    Compiled
+        In the order in which they are ready.
+
+    Raises
+    ------
+    ImportError
+        If ``cuda-bindings`` or NVRTC is not installed.
+    CompilationError
+        If a kernel does not compile.
+    """
+    _nvrtc()
+    jobs = [(specs, architecture) for architecture in architectures for specs in programs()]
+    # A forked child would inherit the locks of whatever threads run here, so children start afresh.
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(compile_program, *job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield from future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def programs() -> list[tuple[KernelSpec, ...]]:
+    """Every kernel of the registered GPU algorithms, those of one program together."""
+    together: dict[tuple[str, tuple[str, ...]], list[KernelSpec]] = {}
+    for algorithm in algorithms("gpu"):
+        assert isinstance(algorithm, GpuAlgorithm)
+        for spec in algorithm.variants():
+            together.setdefault((spec.file, spec.options), []).append(spec)
+    return [tuple(specs) for specs in together.values()]
+
+
+def compile_program(specs: Sequence[KernelSpec], architecture: int) -> list[Compiled]:
+    """Compile one program, of which `specs` are the kernels."""
+    cubin, log = _compile(program(specs[0].file), specs[0].file, specs[0].options, architecture)
+    weights = {match["entry"]: match for match in _WEIGHT.finditer(log)}
+    compiled = []
+    for spec in specs:
+        weight = weights[spec.entry]
+        shared = _SHARED.search(weight["rest"])
+        compiled.append(
+            Compiled(
+                spec,
+                architecture,
+                registers=int(weight["registers"]),
+                shared_bytes=int(shared[1]) if shared else 0,
+                spill_bytes=int(weight["stores"]) + int(weight["loads"]),
+                stack_bytes=int(weight["stack"]),
+                cubin_bytes=len(cubin),
+            )
+        )
+    return compiled
+
+
+def _nvrtc() -> Any:
+    try:
+        from cuda.bindings import nvrtc
+    except ImportError as error:
+        raise ImportError(
+            f"compiling kernels needs cuda-bindings: pip install 'fastconv[compile]' ({error})"
+        ) from error
+    return nvrtc
+
+
+def _compile(text: str, name: str, options: Sequence[str], architecture: int) -> tuple[bytes, str]:
+    """Cubin and log of a program."""
+    nvrtc = _nvrtc()
+
+    def call(function: Any, *args: Any) -> Any:
+        status, *results = function(*args)
+        if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            raise CompilationError(f"{function.__name__}: {status.name}")
+        return results[0] if results else None
+
+    handle = call(nvrtc.nvrtcCreateProgram, text.encode(), name.encode(), 0, [], [])
+    arguments = [o.encode() for o in (*options, f"-arch=sm_{architecture}", "--ptxas-options=-v")]
+    (status,) = nvrtc.nvrtcCompileProgram(handle, len(arguments), arguments)
+    buffer = b" " * call(nvrtc.nvrtcGetProgramLogSize, handle)
+    call(nvrtc.nvrtcGetProgramLog, handle, buffer)
+    log = buffer.rstrip(b"\0").decode()
+    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise CompilationError(f"{name} {' '.join(options)} for sm_{architecture}: {status.name}\n{log}")
+    cubin = b" " * call(nvrtc.nvrtcGetCUBINSize, handle)
+    call(nvrtc.nvrtcGetCUBIN, handle, cubin)
+    call(nvrtc.nvrtcDestroyProgram, handle)
+    return cubin, log

@@ -1,0 +1,31 @@
+"""What GPU algorithms have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from fastconv.gpu.runtime import KernelSpec, runtime
+from fastconv.registry import Algorithm
+
+_BLOCK = 256
+_MOST_BLOCKS = 1 << 16  # enough to fill any GPU
+
+
+class GpuAlgorithm(Algorithm):
+    """An algorithm whose kernels can be listed, so that all can be compiled ahead and on machines without a GPU."""
+
+    device = "gpu"
+
+    @abstractmethod
+    def variants(self) -> Iterable[KernelSpec]:
+        """Every kernel that a plan can launch."""
+
+
+def launch_linear(spec: KernelSpec, threads: int, params: np.ndarray[Any, Any]) -> None:
+    """Run a kernel whose threads are numbered in one row, and that walks over what its threads do not cover."""
+    blocks = min(-(-threads // _BLOCK), _MOST_BLOCKS)
+    runtime().launch(spec, (blocks, 1, 1), (_BLOCK, 1, 1), params)

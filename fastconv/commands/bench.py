@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         except EngineError as error:
             print(f"fastconv bench: {error}", file=sys.stderr)
             return 1
-        _print([row for row in rows if row.device == device], f"{device}, {args.dtype}, {threads} threads")
+        _print([row for row in rows if row.device == device], f"{device}, {args.dtype}, threads: {threads}")
     if devices == ["cpu", "gpu"]:
         _print_cpu_against_gpu(rows)
     if args.json:
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         from fastconv.commands.bench_plot import plot
 
-        plot(args.plot, rows, f"{info.cpu_model()}, {args.dtype}, {threads} threads")
+        plot(args.plot, rows, f"{info.cpu_model()}, {args.dtype}, threads: {threads}")
     return 0
 
 
@@ -155,7 +155,7 @@ def _print(rows: list[Row], title: str) -> None:
     means = [_geometric_mean([row.ratio(row.entries[2 + i]) for row in rows]) for i in range(len(peers))]
     if peers:
         lines.append(["geometric mean", "", "", "", "", "", *(f"({mean:.2f})" if mean else "" for mean in means)])
-    table(f"{title}; ratios above 1: fastconv is faster", columns, lines)
+    table(f"{title}{'; ratios above 1: fastconv is faster' if peers else ''}", columns, lines)
     if any(e.wrong for row in rows for e in row.entries):
         print("! agrees with fastconv's result in fewer than half of the digits of the dtype")
     declined = Counter((e.engine, e.why_not) for row in rows for e in row.entries if e.why_not)

@@ -81,4 +81,4 @@ def _draw(panel: Any, chart: Chart) -> None:
     panel.set_title(chart.title, fontsize=10, loc="left")
     panel.grid(axis="x", color="#dddddd", zorder=0)
     panel.spines[["top", "right"]].set_visible(False)
-    panel.legend(fontsize=8, frameon=False, loc="best")
+    panel.legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(chart.bars))

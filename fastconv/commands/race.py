@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import math
 import multiprocessing
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -132,7 +131,6 @@ def _difference(result: Any, expected: Any) -> float:
 
 def _serve(pipe: Connection, name: str, device: str, threads: int) -> None:
     """Answer requests, which are methods of :class:`_Server` and their arguments, until the other end closes."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # read once, when a library is imported
     server = None
     while True:
         try:

@@ -70,7 +70,10 @@ def adopt(name: str, value: Any) -> tuple[Any, Kind]:
     if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
         return _adopt_dlpack(name, value)
     if isinstance(value, (list, tuple, int, float, complex, np.generic)):
-        return _plain(np.asarray(value)), NUMPY
+        try:
+            return _plain(np.asarray(value)), NUMPY
+        except ValueError:
+            raise ValueError(f"{name} is nested sequences of unequal lengths: expected an array") from None
     raise TypeError(f"{name} is a {type(value).__name__}: expected an array (NumPy, CuPy, torch, or any with DLPack)")
 
 
@@ -149,9 +152,7 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], operands: 
         raise TypeError(f"out has dtype {out.dtype}: expected {dtype}")
     if not getattr(out.flags, "writeable", True):
         raise ValueError("out is read-only: expected an array that can be written to")
-    if not getattr(out.flags, "aligned", True):
-        raise ValueError("out is not aligned to its dtype: expected an aligned array")
-    if any(stride == 0 and n > 1 for stride, n in zip(out.strides, out.shape, strict=True)):
+    if _overlaps_itself(out):
         raise ValueError(f"out has strides {out.strides}: expected an array whose elements do not share memory")
     for name, operand in operands.items():
         identical = (
@@ -180,6 +181,16 @@ def _overlap(a: Any, b: Any) -> bool:
     low_a, high_a = _extent(a)
     low_b, high_b = _extent(b)
     return low_a < high_b and low_b < high_a
+
+
+def _overlaps_itself(array: Any) -> bool:
+    """Whether elements may share memory: each stride must step over all that the shorter ones span."""
+    span = array.itemsize
+    for stride, n in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        if stride < span:
+            return True
+        span += stride * (n - 1)
+    return False
 
 
 def _extent(array: Any) -> tuple[int, int]:

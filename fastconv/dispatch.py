@@ -233,6 +233,10 @@ def adopt_all(names: tuple[str, ...], values: tuple[Any, ...]) -> tuple[list[Any
             adopted.append(None)
             continue
         array, its = adopt(name, value)
+        if name == "out" and array is not value and array.flags.owndata:
+            raise TypeError(
+                f"out is a {type(value).__name__} that was copied: expected an aligned array of native byte order"
+            )
         adopted.append(array)
         if its.device != kind.device:
             raise TypeError(

@@ -511,11 +511,11 @@ def lookup(
     has_bias, has_residual = bias is not None, residual is not None
     # 1, 1.0 and True are equal keys but not equally good arguments: the types tell them apart.
     key = (op, ndim, x.shape, x.dtype, w.shape, w.dtype, has_bias, has_residual, kind.device, device, algorithm,
-           workspace_limit(), options, tuple(map(type, options)))  # fmt: skip
+           workspace_limit(), options, _types(options))  # fmt: skip
     try:
         execution = _RECENT.get(key)
     except TypeError:  # a list among the options cannot be a key; as tuples it can
-        return lookup(op, ndim, arrays, kind, algorithm, device, tuple(map(_freeze, options)))
+        return lookup(op, ndim, arrays, kind, _freeze(algorithm), _freeze(device), _freeze(options))
     if execution is None:
         names, build = {
             "forward": (_FORWARD_OPTIONS, ConvProblem.forward),
@@ -530,6 +530,10 @@ def lookup(
             _RECENT.clear()
         _RECENT[key] = execution
     return execution
+
+
+def _types(option: Any) -> Any:
+    return tuple(map(_types, option)) if type(option) is tuple else type(option)
 
 
 def _freeze(option: Any) -> Any:

@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 from hypothesis import strategies as st
 
-from fastconv.problem import DTYPES, OPS, PADDING_MODES, Activation, ConvProblem
+from fastconv.problem import DATA_FORMATS, DTYPES, OPS, PADDING_MODES, WEIGHT_FORMATS, Activation, ConvProblem
 
 REAL_ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", "sigmoid", "tanh", "silu", "gelu", (-1.5, 2))
 INTEGER_ACTIVATIONS = (None, "relu", "relu6", (-100, 50))
@@ -143,3 +143,28 @@ def empty(shape, dtype, layout):
         size = np.prod(shape, dtype=int) * dtype.itemsize
         return np.empty(size + 1, np.uint8)[1:].view(dtype).reshape(shape)
     return np.empty(shape, dtype)
+
+
+def public_call(problem):
+    """The public function that computes `problem`, by name, and its keyword arguments but for the arrays."""
+    p = problem
+    at = 3 - p.ndim
+    arguments = {
+        "stride": p.stride[at:],
+        "padding": p.padding[at:],
+        "dilation": p.dilation[at:],
+        "groups": p.groups,
+        "data_format": DATA_FORMATS[p.ndim][p.channels_last],
+        "weight_format": WEIGHT_FORMATS[p.ndim][("OI*", "O*I", "*IO").index(p.weight_order)],
+        "activation": {"none": None, "clip": (p.activation.a, p.activation.b)}.get(
+            p.activation.kind, p.activation.kind
+        ),
+        "flip_kernel": p.flip_kernel,
+        "precision": p.precision,
+    }
+    if p.op == "forward":
+        return f"conv{p.ndim}d", arguments | {"padding_mode": p.padding_mode}
+    least = [
+        (p.out_size[i] - 1) * p.stride[i] - sum(p.padding[i]) + p.dilation[i] * (p.kernel[i] - 1) + 1 for i in range(3)
+    ]
+    return f"conv_transpose{p.ndim}d", arguments | {"output_padding": [p.size[i] - least[i] for i in range(at, 3)]}

@@ -1,0 +1,97 @@
+"""The prepared classes: the functions' results bit for bit, with a weight of their own."""
+
+import inspect
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import laid_out, operands, problems, public_call
+
+import fastconv
+from fastconv.registry import algorithms
+
+RNG = np.random.default_rng(4)
+LAYERS = {
+    "conv1d": fastconv.Conv1d,
+    "conv2d": fastconv.Conv2d,
+    "conv3d": fastconv.Conv3d,
+    "conv_transpose1d": fastconv.ConvTranspose1d,
+    "conv_transpose2d": fastconv.ConvTranspose2d,
+    "conv_transpose3d": fastconv.ConvTranspose3d,
+}
+
+
+def normal(*shape):
+    return RNG.standard_normal(shape, np.float32)
+
+
+@settings(max_examples=100)
+@given(data=st.data())
+def test_layers_equal_functions_bit_for_bit(data):
+    p = data.draw(problems(ops=("forward", "input_grad")))
+    name, arguments = public_call(p)
+    x, w, bias, residual = data.draw(operands(p))
+    w = laid_out(w, data.draw(st.sampled_from(["contiguous", "reversed", "fortran", "unaligned"])))
+    algorithm = data.draw(st.sampled_from(["auto", *(a.name for a in algorithms("cpu") if a.why_not(p) is None)]))
+    arguments |= {"algorithm": algorithm, "device": "cpu"}
+    layer = LAYERS[name](w, bias, **arguments)
+    expected = getattr(fastconv, name)(x, w, bias, residual=residual, **arguments)
+    for _ in range(2):
+        result = layer(x, residual=residual)
+        assert result.dtype == expected.dtype
+        assert result.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_take_the_arguments_of_their_functions(name):
+    of_call = {"x", "residual", "out"}
+    function = inspect.signature(getattr(fastconv, name)).parameters
+    layer = inspect.signature(LAYERS[name]).parameters
+    assert list(layer) == [parameter for parameter in function if parameter not in of_call]
+    assert list(inspect.signature(LAYERS[name].__call__).parameters)[1:] == ["x", "residual", "out"]
+
+
+@pytest.mark.parametrize("algorithm", ["auto", *(a.name for a in algorithms("cpu"))])
+def test_later_writes_to_the_callers_arrays_do_not_show(algorithm):
+    x, w, bias = normal(1, 4, 9, 9), normal(6, 4, 3, 3), normal(6)
+    expected = fastconv.conv2d(x, w, bias, algorithm=algorithm)
+    used, unused = (fastconv.Conv2d(w, bias, algorithm=algorithm) for _ in range(2))
+    used(x)
+    w[:], bias[:] = 0, 0
+    np.testing.assert_array_equal(used(x), expected)
+    np.testing.assert_array_equal(unused(x), expected)
+
+
+def test_one_layer_takes_inputs_of_any_size_and_dtype():
+    w = normal(5, 2, 3)
+    layer = fastconv.Conv1d(w, stride=2, padding="same")
+    for _ in range(2):
+        for length in (3, 10, 1000, 5000):
+            for dtype in (np.float32, np.float64, np.complex64):
+                for batch in ((), (2,), (2, 3)):
+                    x = RNG.standard_normal((*batch, 2, length)).astype(dtype)
+                    expected = fastconv.conv1d(x, w, stride=2, padding="same")
+                    assert layer(x).tobytes() == expected.tobytes()
+
+
+def test_out_and_residual():
+    x, w, residual = normal(2, 3, 8, 8), normal(4, 3, 3, 3), normal(2, 4, 6, 6)
+    layer = fastconv.Conv2d(w, activation="relu")
+    expected = fastconv.conv2d(x, w, residual=residual, activation="relu")
+    out = np.empty_like(expected)
+    assert layer(x, residual, out) is out
+    np.testing.assert_array_equal(out, expected)
+    with pytest.raises(ValueError, match="out shares memory with x"):
+        fastconv.Conv2d(normal(3, 3, 1, 1))(x, out=x)
+
+
+def test_many_threads_share_a_layer():
+    w = normal(8, 4, 3, 3)
+    inputs = [normal(1, 4, 8 + n, 9) for n in range(32)]
+    expected = [fastconv.conv2d(x, w, padding=1) for x in inputs]
+    layer = fastconv.Conv2d(w, padding=1)
+    with ThreadPoolExecutor(8) as pool:
+        for result, wanted in zip(pool.map(layer, inputs), expected, strict=True):
+            assert result.tobytes() == wanted.tobytes()

@@ -1,4 +1,4 @@
-"""``tiled``: implicit GEMM with shared-memory tiles, register tiles and a fused epilogue; no scratch memory."""
+"""``tiled``: implicit GEMM with shared-memory tiles, register tiles and a fused epilogue; no copy of the input."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ _DEPTH = 16
 _QUAD = 4
 
 _MOST_BLOCKS_YZ = 65535
-_MOST = 1 << 30  # coordinates along an axis, positions of an image and products of a sum are 32-bit in the kernel
+_MOST = 1 << 30  # coordinates along an axis and positions of an image are 32-bit numbers in the kernel
+_LEAST_WORKSPACE = 1 << 20  # the smallest limit that can be set
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class TiledPlan(Plan):
         taps = [piece.taps for piece in lower(problem)]
         self.pack_key = f"steps of {'channels' if self.by_channel else 'taps'} {taps}"
         # The tables depend on the input's strides, which are those of the last call nearly always.
-        self._taps = lru_cache(maxsize=64)(self._make_taps)
+        self._taps = lru_cache(maxsize=16)(self._make_taps)
 
     def pack(self, w: Any) -> Any:
         """Bring each piece's weight into ``(G, K, O)`` order, filled up with zeros."""
@@ -142,7 +143,9 @@ class TiledPlan(Plan):
     def _make_taps(self, index: int, strides: tuple[int, ...], device: int) -> Any:
         """The table of one piece's products, on the current device, for an input of these strides in elements."""
         piece = lower(self.problem)[index]
-        axes = np.indices((piece.in_channels, *piece.kernel), np.int64).reshape(4, piece.in_channels, -1)
+        axes = np.indices((piece.in_channels, *piece.kernel), np.int64).reshape(
+            4, piece.in_channels, math.prod(piece.kernel)
+        )
         channel, *tap = (axis.T.ravel() if self.by_channel else axis.ravel() for axis in axes)
         table = np.zeros(piece.reduction, TAP)
         table["at"] = np.stack(tap, axis=-1) * piece.dilation
@@ -177,9 +180,15 @@ class Tiled(GpuAlgorithm):
                 return f"more than {_MOST_BLOCKS_YZ * _FLAT.channels} output channels in a group"
             axes = zip(piece.size, piece.kernel, piece.dilation, piece.count, piece.stride, piece.offset, strict=True)
             reach = max(max(n, k * d + t * s + abs(low)) for n, k, d, t, s, low in axes)
-            if max(reach, piece.positions, piece.reduction) > _MOST:
-                return f"an axis, an image or a sum of more than {_MOST} elements"
+            if max(reach, piece.positions) > _MOST:
+                return f"an axis or an image of more than {_MOST} elements"
+        table = self.workspace_bytes(problem, _LEAST_WORKSPACE)
+        if table > _LEAST_WORKSPACE:
+            return f"the table of products takes {table} bytes, more than the smallest workspace ({_LEAST_WORKSPACE})"
         return None
+
+    def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:
+        return sum(piece.reduction for piece in lower(problem)) * TAP.itemsize
 
     def cost(self, problem: ConvProblem, machine: Machine) -> float:
         seconds = 0.0

@@ -35,6 +35,7 @@ class EmulatedRuntime:
     xp = np
 
     def __init__(self) -> None:
+        self.launched: set[KernelSpec] = set()
         self._libraries: dict[str, ctypes.CDLL] = {}
 
     def device(self) -> int:
@@ -53,11 +54,14 @@ class EmulatedRuntime:
                 future.result()
 
     def launch(self, spec: KernelSpec, grid: Dim, block: Dim, params: np.ndarray[Any, Any]) -> None:
+        self.launched.add(spec)
         self._run(self._library(spec), spec.entry, grid, block, params)
 
-    def launch_text(self, text: str, entry: str, grid: Dim, block: Dim, params: np.ndarray[Any, Any]) -> None:
+    def launch_text(
+        self, text: str, entry: str, grid: Dim, block: Dim, params: np.ndarray[Any, Any], options: tuple[str, ...] = ()
+    ) -> None:
         """Run a kernel of a program that is no file of the package."""
-        self._run(self._load(text, (entry,), ("-std=c++17",)), entry, grid, block, params)
+        self._run(self._load(text, (entry,), ("-std=c++17", *options)), entry, grid, block, params)
 
     def _run(self, library: ctypes.CDLL, entry: str, grid: Dim, block: Dim, params: np.ndarray[Any, Any]) -> None:
         launch = getattr(library, f"launch_{entry}")

@@ -1,0 +1,50 @@
+"""Every CUDA kernel compiled by NVRTC, without a GPU, and what it weighs."""
+
+import sys
+
+import pytest
+
+from fastconv import compilation
+from fastconv.gpu.runtime import KernelSpec
+from fastconv.registry import algorithms
+
+# What most data centres have; `python -m fastconv compile --all` does all of them.
+ARCHITECTURES = (90,)
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed (fastconv[compile])")
+    return list(compilation.compile_all(ARCHITECTURES))
+
+
+def test_every_variant_compiles(compiled):
+    variants = {spec for algorithm in algorithms("gpu") for spec in algorithm.variants()}
+    assert {(c.spec, c.architecture) for c in compiled} == {(v, a) for v in variants for a in ARCHITECTURES}
+    assert len(compiled) == len(variants) * len(ARCHITECTURES)
+
+
+def test_nothing_spills(compiled):
+    spilled = [c for c in compiled if c.spill_bytes or c.stack_bytes]
+    assert not spilled, "\n".join(map(str, spilled))
+
+
+def test_blocks_fit_a_multiprocessor(compiled):
+    for c in compiled:
+        assert c.registers * 256 <= 65536, c  # registers of a block of 256 threads
+        assert c.shared_bytes <= 48 << 10, c  # what a kernel gets without asking
+        assert c.cubin_bytes > 0, c
+    assert all(c.shared_bytes > 0 for c in compiled if c.spec.file == "tiled.cu")
+
+
+def test_a_kernel_that_does_not_compile_says_why():
+    pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed (fastconv[compile])")
+    nonsense = tuple((name, "nonsense") for name in ("STORAGE", "RESULT", "ACCUMULATOR"))
+    with pytest.raises(compilation.CompilationError, match=r"direct\.cu .*-DSTORAGE=nonsense .*sm_90(.|\n)*nonsense"):
+        compilation.compile_program([KernelSpec("direct.cu", "direct_thread", nonsense)], 90)
+
+
+def test_without_nvrtc_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(ImportError, match=r"pip install 'fastconv\[compile\]'"):
+        next(compilation.compile_all())

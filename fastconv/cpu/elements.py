@@ -18,7 +18,7 @@ from fastconv.problem import PADDING_MODES, Activation, ConvProblem
 HALF_FORMATS = {"float16": 1, "bfloat16": 2}
 
 _REFLECT, _REPLICATE, _CIRCULAR = (PADDING_MODES.index(m) for m in ("reflect", "replicate", "circular"))
-_CLIP, _LEAKY, _SIGMOID, _TANH, _SILU, _GELU = range(1, 7)
+CLIP, _LEAKY, _SIGMOID, _TANH, _SILU, _GELU = range(1, 7)
 
 
 def activation_arguments(problem: ConvProblem) -> tuple[int, np.ndarray[Any, Any]]:
@@ -116,34 +116,36 @@ def _store(array: Any, index: Any, value: Any, half: Any) -> Any:
     return keep
 
 
-@inline
-def _clip(value, parameters):  # type: ignore[no-untyped-def]
-    if value < parameters[0]:  # comparisons so that NaN passes
-        return parameters[0]
-    return parameters[1] if value > parameters[1] else value
+def clip(value: Any, parameters: Any) -> Any:
+    """Limit an accumulator to the range between two parameters."""
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(clip, strict=False)
+def _clip(value: Any, parameters: Any) -> Any:
+    if isinstance(value, types.Complex):
+        return lambda value, parameters: value  # complex numbers have no order, and their problems no clip
+
+    def limit(value, parameters):  # type: ignore[no-untyped-def]
+        if value < parameters[0]:  # comparisons so that NaN passes
+            return parameters[0]
+        return parameters[1] if value > parameters[1] else value
+
+    return limit
 
 
 def activate(value: Any, code: int, parameters: Any) -> Any:
-    """Apply an activation to an accumulator."""
+    """Apply an activation other than a clip to an accumulator."""
     raise NotImplementedError("only inside kernels")
 
 
 @overload(activate, strict=False)
 def _activate(value: Any, code: Any, parameters: Any) -> Any:
-    if isinstance(value, types.Complex):
-        return lambda value, code, parameters: value
-
-    if isinstance(value, types.Integer):
-        # Numba adds two 32-bit integers in 64 bits; the sum must wrap round before it is clipped.
-        wrap = np.int32 if parameters.dtype == types.int32 else np.int64
-        return lambda value, code, parameters: _clip(wrap(value), parameters) if code == _CLIP else value
+    if not isinstance(value, types.Float):
+        return lambda value, code, parameters: value  # complex numbers and integers have none
     number = np.float32 if value == types.float32 else np.float64
 
     def smooth(value, code, parameters):  # type: ignore[no-untyped-def]
-        if code == 0:
-            return value
-        if code == _CLIP:
-            return _clip(value, parameters)
         if code == _LEAKY:
             return value * parameters[0] if value < 0 else value
         if code == _SIGMOID:

@@ -19,8 +19,9 @@ from fastconv.arrays import named_dtype
 from fastconv.cpu import parallel
 from fastconv.cpu.blas import one_thread
 from fastconv.cpu.costs import seconds
-from fastconv.cpu.elements import HALF_FORMATS, activate, activation_arguments, load, resolve, store
-from fastconv.cpu.jit import Kernel, array, as_bits, contiguous_taps, inline, records
+from fastconv.cpu.elements import HALF_FORMATS, activation_arguments, resolve
+from fastconv.cpu.jit import Kernel, array, as_bits, contiguous_taps, records
+from fastconv.cpu.rows import add_row, read_row, write_row
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
@@ -36,22 +37,6 @@ _LONGEST = 4 << 20  # bytes of the patches of a single position, beyond which th
 _RATES = (3.8e-11, 2.3e-9, 1.1e-9, 6.3e-7, 2e-5)
 _CALL = 4e-5
 _COST_WORKSPACE = 64 << 20
-
-
-@inline
-def _pack_run(row, cols, at, count, first, step, mode, half):  # type: ignore[no-untyped-def]
-    """Write elements ``first, first + step, …`` of a padded row to ``cols[at : at + count]``."""
-    size = row.shape[0]
-    for j in range(count):
-        index = first + j * step
-        if 0 <= index < size:
-            cols[at + j] = load(row[index], half)
-        else:
-            source = resolve(index, size, mode)
-            if source >= 0:
-                cols[at + j] = load(row[source], half)
-            else:
-                cols[at + j] = 0
 
 
 def _pack(cols, x, n, begin, end, geometry, half):  # type: ignore[no-untyped-def]
@@ -77,7 +62,7 @@ def _pack(cols, x, n, begin, end, geometry, half):  # type: ignore[no-untyped-de
                 else:
                     first = w * geo.stride[2] + kw * geo.dilation[2] - geo.offset[2]
                     row = x[n, g, c, source_d, source_h]
-                    _pack_run(row, line, position - begin, run, first, geo.stride[2], mode, half)
+                    read_row(row, first, geo.stride[2], mode, half, line[position - begin : position - begin + run])
                 position += run
 
 
@@ -95,12 +80,10 @@ def _finish(y, sums, n, begin, bias, residual, geometry, half, activation, param
                 rest, first = divmod(begin + position, count_w)
                 d, h = divmod(rest, count_h)
                 run = min(count_w - first, line.shape[0] - position)
-                target = y[n, g, o, d, h]
-                for j in range(run):
-                    value = line[position + j] + added
-                    if residual.shape[0] > 0:
-                        value += load(residual[n, g, o, d, h, first + j], half)
-                    store(target, first + j, activate(value, activation, parameters), half)
+                part = line[position : position + run]
+                if residual.shape[0] > 0:
+                    add_row(part, residual[n, g, o, d, h, first : first + run], half)
+                write_row(part, added, activation, parameters, half, y[n, g, o, d, h, first : first + run])
                 position += run
 
 

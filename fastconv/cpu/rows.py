@@ -1,0 +1,78 @@
+"""Rows into scratch memory and out of it: what every algorithm does with the caller's arrays.
+
+Reading ends padding, strides and half types; writing applies bias, residual and activation. Rows whose elements lie
+side by side take loops of their own, which LLVM vectorises.
+"""
+
+from __future__ import annotations
+
+from numba.core.imputils import impl_ret_borrowed
+from numba.extending import intrinsic
+
+from fastconv.cpu.elements import CLIP, activate, clip, load, resolve, store
+from fastconv.cpu.jit import inline
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _contiguous(typing_context, row):  # type: ignore[no-untyped-def]
+    """The same row, known to the compiler to have no gaps: the caller has looked."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return impl_ret_borrowed(context, builder, signature.return_type, arguments[0])
+
+    return row.copy(layout="C")(row), generate
+
+
+@inline
+def read_row(row, first, step, mode, half, out):  # type: ignore[no-untyped-def]
+    """Fill `out` with the elements ``first, first + step, …`` of a row that is padded without end on both sides."""
+    size, count = row.shape[0], out.shape[0]
+    low = min(max((step - 1 - first) // step, 0), count)
+    high = max(min((size - first + step - 1) // step, count), low)
+    _read_padding(row, first, step, mode, half, out, 0, low)
+    if step == 1 and row.strides[0] == row.itemsize:
+        inside = _contiguous(row)
+        for i in range(low, high):
+            out[i] = load(inside[first + i], half)
+    else:
+        for i in range(low, high):
+            out[i] = load(row[first + i * step], half)
+    _read_padding(row, first, step, mode, half, out, high, count)
+
+
+@inline
+def _read_padding(row, first, step, mode, half, out, begin, end):  # type: ignore[no-untyped-def]
+    for i in range(begin, end):
+        source = resolve(first + i * step, row.shape[0], mode)
+        if source >= 0:
+            out[i] = load(row[source], half)
+        else:
+            out[i] = 0
+
+
+@inline
+def add_row(sums, row, half):  # type: ignore[no-untyped-def]
+    """Add a row of the result's dtype to sums."""
+    for j in range(sums.shape[0]):
+        sums[j] += load(row[j], half)
+
+
+@inline
+def write_row(sums, added, activation, parameters, half, row):  # type: ignore[no-untyped-def]
+    """Write ``act(sums + added)`` to a row of the result; the sums are used up."""
+    count = sums.shape[0]
+    for j in range(count):
+        sums[j] += added
+    if activation == CLIP:
+        for j in range(count):
+            sums[j] = clip(sums[j], parameters)
+    elif activation != 0:
+        for j in range(count):
+            sums[j] = activate(sums[j], activation, parameters)
+    if row.strides[0] == row.itemsize:
+        target = _contiguous(row)
+        for j in range(count):
+            store(target, j, sums[j], half)
+    else:
+        for j in range(count):
+            store(row, j, sums[j], half)

@@ -8,18 +8,12 @@ Importing this costs NumPy and nothing more; Numba, CuPy and torch are imported 
 """
 
 from fastconv.dispatch import execute
-from fastconv.functional import (
-    conv1d,
-    conv2d,
-    conv3d,
-    conv_transpose1d,
-    conv_transpose2d,
-    conv_transpose3d,
-    explain,
-)
+from fastconv.explanation import explain
+from fastconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from fastconv.layers import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
-from fastconv.problem import ConvProblem, conv_output_shape, conv_transpose_output_shape
+from fastconv.problem import ConvProblem
 from fastconv.settings import get_num_threads, set_num_threads, set_workspace_limit, threads
+from fastconv.shapes import conv_output_shape, conv_transpose_output_shape
 
 __version__ = "0.1.0"
 

@@ -1,8 +1,7 @@
-"""From a problem to a running kernel: candidates, their predicted cost, the choice, and its explanation."""
+"""From a problem to a running kernel: candidates, their predicted cost, the choice."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -20,41 +19,6 @@ DEVICES = ("auto", "cpu", "gpu")
 # be long enough to be worth asking.
 _GPU_ADVANTAGE = 1.5
 _GPU_WORTH_ASKING = 1e-3
-
-
-@dataclass(frozen=True)
-class Row:
-    """What :func:`explain` says of one algorithm."""
-
-    algorithm: str
-    device: str
-    chosen: bool
-    predicted_seconds: float | None
-    workspace_bytes: int | None
-    tolerance: float | None
-    why_not: str | None
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Why an algorithm was chosen: one row for each registered one. ``str()`` of it is a table."""
-
-    problem: ConvProblem
-    rows: tuple[Row, ...]
-
-    def __str__(self) -> str:
-        head = ("", "algorithm", "predicted", "workspace", "tolerance", "")
-        lines = [head]
-        for row in self.rows:
-            mark, name = "->" if row.chosen else "", f"{row.device} {row.algorithm}"
-            if row.predicted_seconds is None or row.workspace_bytes is None or row.tolerance is None:
-                lines.append((mark, name, "-", "-", "-", f"declines: {row.why_not}"))
-                continue
-            time, space = f"{row.predicted_seconds * 1e3:.3g} ms", f"{row.workspace_bytes / 2**20:.3g} MiB"
-            lines.append((mark, name, time, space, f"{row.tolerance:.1e}", row.why_not or ""))
-        widths = [max(len(line[i]) for line in lines) for i in range(5)]
-        table = ["  ".join([*(c.ljust(n) for c, n in zip(line, widths, strict=False)), line[5]]) for line in lines]
-        return "\n".join([str(self.problem), *(line.rstrip() for line in table)])
 
 
 def machine_of(device: str) -> machine.Machine:
@@ -298,29 +262,3 @@ def execute(
         raise TypeError(f"a and b have dtypes {arrays[0].dtype} and {arrays[1].dtype}: expected {problem.dtype}")
     result = prepare(problem, kind.device, device, algorithm)(*arrays)
     return kind.give(result) if out is None else out
-
-
-def explain_problem(problem: ConvProblem, device: str = "auto", algorithm: str = "auto") -> Explanation:
-    """Every registered algorithm's answer to `problem`, for arrays on the host; the chosen one marked."""
-    target = place(problem, device, "cpu")
-    chosen = choose(problem, target, algorithm)
-    rows: list[Row] = []
-    no_gpu = why_no_gpu()
-    for at in ("cpu", "gpu"):
-        for candidate in algorithms(at):
-            reason = candidate.why_not(problem) or (no_gpu if at == "gpu" else None)
-            if reason is not None:
-                rows.append(Row(candidate.name, at, False, None, None, None, reason))
-                continue
-            rows.append(
-                Row(
-                    candidate.name,
-                    at,
-                    candidate is chosen,
-                    candidate.cost(problem, machine_of(at)),
-                    candidate.workspace_bytes(problem, settings.workspace_limit()),
-                    candidate.tolerance(problem),
-                    None,
-                )
-            )
-    return Explanation(problem, tuple(rows))

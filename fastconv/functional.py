@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import Kind, named_dtype
-from fastconv.dispatch import Execution, Explanation, adopt_all, explain_problem, prepare
+from fastconv.arrays import Kind
+from fastconv.dispatch import Execution, adopt_all, prepare
 from fastconv.problem import ConvProblem, compute_dtype
 from fastconv.settings import workspace_limit
 
@@ -413,63 +413,6 @@ def conv_transpose3d(
     options = (stride, padding, output_padding, groups, dilation, padding_mode, data_format, weight_format, activation,
                flip_kernel, precision)  # fmt: skip
     return _call("input_grad", 3, x, w, bias, residual, out, algorithm, device, options)
-
-
-def explain(
-    x_shape: Any,
-    w_shape: Any,
-    *,
-    dtype: Any = "float32",
-    transposed: bool = False,
-    algorithm: str = "auto",
-    device: str = "auto",
-    **options: Any,
-) -> Explanation:
-    """Say, for each registered algorithm, why it would or would not compute a convolution; printed and returned.
-
-    Parameters
-    ----------
-    x_shape, w_shape : sequence of int
-        Shapes of the arrays; the number of spatial axes is that of the weight less two.
-    dtype : dtype_like
-        Of both arrays.
-    transposed : bool
-        True for ``conv_transpose*d``.
-    algorithm, device : str
-        As for :func:`conv2d`.
-    **options
-        Any of ``stride``, ``padding``, ``dilation``, ``groups``, ``output_padding``, ``padding_mode``, ``data_format``,
-        ``weight_format``, ``activation``, ``flip_kernel``, ``precision`` as for :func:`conv2d` and
-        :func:`conv_transpose2d`; ``bias`` and ``residual`` are True or False.
-
-    Returns
-    -------
-    Explanation
-        Its ``rows`` hold, for each algorithm, whether it is chosen, its predicted seconds, workspace bytes and promised
-        tolerance, or why it declines; ``print`` shows them as a table.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As :func:`conv2d` does.
-
-    Examples
-    --------
-    >>> import fastconv
-    >>> explanation = fastconv.explain((1, 64, 56, 56), (64, 64, 3, 3), padding=1)  # doctest: +ELLIPSIS
-    conv2d (1, 64, 56, 56) * (64, 64, 3, 3) -> (1, 64, 56, 56) float32 padding=((1, 1), (1, 1))
-    ...
-    >>> [row.algorithm for row in explanation.rows if row.chosen]
-    ['im2col']
-    """
-    if not 3 <= len(w_shape) <= 5:
-        raise ValueError(f"w_shape={tuple(w_shape)}: expected 3, 4 or 5 axes (two of channels, the rest spatial)")
-    numbers = named_dtype(dtype) if isinstance(dtype, str) else np.dtype(dtype)
-    build = ConvProblem.transposed if transposed else ConvProblem.forward
-    problem = build(len(w_shape) - 2, x_shape, w_shape, dtype=compute_dtype(numbers, numbers), **options)
-    explanation = explain_problem(problem, device, algorithm)
-    print(explanation)
-    return explanation
 
 
 #: The arrays of a call, in the order in which they travel.

@@ -9,13 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fastconv.problem import (
-    Activation,
-    ConvProblem,
-    compute_dtype,
-    conv_output_shape,
-    conv_transpose_output_shape,
-)
+from fastconv import conv_output_shape, conv_transpose_output_shape
+from fastconv.problem import Activation, ConvProblem, compute_dtype
 
 # -- shapes: worked examples --------------------------------------------------------------------------------------
 

@@ -1,49 +1,71 @@
 """The records that kernels receive by value; their C++ twins are in ``cuda/geometry.cuh`` and ``cuda/epilogue.cuh``.
 
-Every field is 8 bytes wide, so NumPy's packed layout is that of the C++ structs.
+Every field is 8 bytes wide, so a record is a row of 64-bit words and NumPy's packed layout is that of the C++ structs.
+The functions here give such words as tuples of integers: filling a structured array field by field would cost several
+times the launch.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from fastconv.gpu.runtime import runtime
-from fastconv.problem import ConvProblem
+from fastconv.lowering import Correlation
+from fastconv.problem import Activation, ConvProblem
 
 VIEW = np.dtype([("data", np.int64), ("stride", np.int64, (6,))])
 EPILOGUE = np.dtype(
     [("bias", np.int64), ("residual", VIEW), ("activation", np.int64), ("a", np.float64), ("b", np.float64)]
 )
 
-Record = np.ndarray[Any, Any]
+Words = tuple[int, ...]
+
+_NO_VIEW: Words = (0,) * 7  # a null pointer
 
 
-def record(dtype: np.dtype[Any], **fields: Any) -> Record:
-    """A one-element array of a structured dtype; fields left out are zero, which for a pointer means absent."""
-    made = np.zeros(1, dtype)
-    for name, value in fields.items():
-        made[name] = value
-    return made
+def record(dtype: np.dtype[Any], **fields: Words | int) -> np.ndarray[Any, Any]:
+    """A one-element array of a structured dtype from the words of its fields."""
+    words: list[int] = []
+    for name in dtype.names or ():
+        value = fields[name]
+        words += value if isinstance(value, tuple) else (value,)
+    return np.array(words, np.int64).view(dtype)
 
 
-def view(array: Any) -> Record:
+def view(array: Any) -> Words:
     """A six-axis array as a kernel receives it: the address of its first element and its strides in elements."""
-    return record(VIEW, data=runtime().address(array), stride=[s // array.itemsize for s in array.strides])
+    return runtime().address(array), *element_strides(array.strides, array.itemsize)
 
 
-def epilogue(problem: ConvProblem, bias: Any, residual: Any) -> Record:
+@lru_cache(maxsize=4096)
+def element_strides(strides: tuple[int, ...], itemsize: int) -> Words:
+    """Strides in elements from strides in bytes."""
+    return tuple(stride // itemsize for stride in strides)
+
+
+def geometry(piece: Correlation) -> Words:
+    """The numbers of a correlation."""
+    return tuple(piece.geometry.view(np.int64).tolist())
+
+
+def epilogue(problem: ConvProblem, bias: Any, residual: Any) -> Words:
     """What is done to a sum before it is written; `bias` and `residual` may be None."""
-    act = problem.activation
-    made = record(EPILOGUE, activation=act.code, a=act.a, b=act.b)
-    if bias is not None:
-        made["bias"] = runtime().address(bias)
-    if residual is not None:
-        made["residual"] = view(residual)
-    return made
+    return (
+        0 if bias is None else runtime().address(bias),
+        *(_NO_VIEW if residual is None else view(residual)),
+        *_activation(problem.activation),
+    )
 
 
-def channels_fastest(array: Any) -> bool:
-    """Whether neighbouring channels of an ``(N, G, C, D, H, W)`` view lie closer together than neighbouring columns."""
-    return abs(array.strides[2]) < abs(array.strides[5])
+@lru_cache(maxsize=256)
+def _activation(activation: Activation) -> Words:
+    a, b = np.array([activation.a, activation.b]).view(np.int64).tolist()
+    return activation.code, a, b
+
+
+def channels_fastest(array: Any) -> int:
+    """1 if neighbouring channels of an ``(N, G, C, D, H, W)`` view lie closer together than neighbouring columns."""
+    return int(abs(array.strides[2]) < abs(array.strides[5]))

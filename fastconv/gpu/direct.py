@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from fastconv.gpu.algorithm import GpuAlgorithm, launch_linear
-from fastconv.gpu.arguments import EPILOGUE, VIEW, channels_fastest, epilogue, record, view
+from fastconv.gpu.arguments import EPILOGUE, VIEW, channels_fastest, epilogue, geometry, record, view
 from fastconv.gpu.runtime import KernelSpec, dtype_defines
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.machine import Machine
@@ -37,18 +37,20 @@ _LONG_SUM = 2 * _WARP
 _EFFICIENCY = 0.03
 
 
-@dataclass(frozen=True)
 class DirectPlan(Plan):
     """Runs one piece after another on the arrays as they are."""
 
-    problem: ConvProblem
     pack_key = "as it is"
+
+    def __init__(self, problem: ConvProblem) -> None:
+        self.problem = problem
+        self._pieces = [(piece, geometry(piece), *_shape(piece)) for piece in lower(problem)]
 
     def pack(self, w: Any) -> Any:
         return w
 
     def run(self, x: Any, packed: Any, y: Any, bias: Any, residual: Any) -> None:
-        for piece in lower(self.problem):
+        for piece, numbers, entry, threads in self._pieces:
             target = piece.target_view(y)
             if not target.size:
                 continue
@@ -57,11 +59,10 @@ class DirectPlan(Plan):
                 x=view(x),
                 w=view(piece.weight_view(packed)),
                 y=view(target),
-                geometry=piece.geometry,
+                geometry=numbers,
                 epilogue=epilogue(self.problem, bias, None if residual is None else piece.target_view(residual)),
                 channels_fastest=channels_fastest(target),
             )
-            entry, threads = _shape(piece)
             launch_linear(_spec(entry, self.problem.dtype), target.size * threads, params)
 
 
@@ -72,6 +73,7 @@ def _shape(piece: Correlation) -> tuple[str, int]:
     return ("direct_warp", _WARP) if few else ("direct_thread", 1)
 
 
+@cache
 def _spec(entry: str, dtype: str) -> KernelSpec:
     return KernelSpec("direct.cu", entry, dtype_defines(dtype))
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import Any
 
 import numpy as np
 
 from fastconv.gpu.algorithm import GpuAlgorithm, launch_linear
-from fastconv.gpu.arguments import EPILOGUE, VIEW, epilogue, record, view
+from fastconv.gpu.arguments import EPILOGUE, VIEW, Words, epilogue, geometry, record, view
 from fastconv.gpu.runtime import KernelSpec, dtype_defines, runtime
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.machine import Machine
@@ -36,13 +37,16 @@ class Part:
     positions: slice
 
 
-@dataclass(frozen=True)
 class Im2colPlan(Plan):
     """For each piece and each tile: pack, multiply, finish."""
 
-    problem: ConvProblem
-    workspace_limit: int
-    pack_key: str
+    def __init__(self, problem: ConvProblem, workspace_limit: int) -> None:
+        self.problem = problem
+        self.pack_key = f"matrices of {[piece.taps for piece in lower(problem)]}"
+        dtype = problem.accumulator_dtype
+        self._pieces = [
+            (piece, geometry(piece), list(_parts(piece, dtype, workspace_limit))) for piece in lower(problem)
+        ]
 
     def pack(self, w: Any) -> Any:
         """One ``(G, O, K)`` matrix of the accumulator's dtype for each piece."""
@@ -55,20 +59,21 @@ class Im2colPlan(Plan):
         ]
 
     def run(self, x: Any, packed: Any, y: Any, bias: Any, residual: Any) -> None:
-        for piece, weight in zip(lower(self.problem), packed, strict=True):
+        for (piece, numbers, parts), weight in zip(self._pieces, packed, strict=True):
             target = piece.target_view(y)
             beside = None if residual is None else piece.target_view(residual)
-            for part in _parts(piece, self.problem.accumulator_dtype, self.workspace_limit):
-                self._run_part(piece, part, x, weight, target, bias, beside)
+            for part in parts:
+                self._run_part(piece, numbers, part, x, weight, target, bias, beside)
 
-    def _run_part(self, piece: Correlation, part: Part, x: Any, weight: Any, y: Any, bias: Any, residual: Any) -> None:
+    def _run_part(
+        self, piece: Correlation, numbers: Words, part: Part, x: Any, weight: Any, y: Any, bias: Any, residual: Any
+    ) -> None:
         xp, at = runtime().xp, (part.images, part.groups)
         source, target = x[at], y[at]
         images, groups = target.shape[:2]
-        geometry = piece.geometry.copy()
-        geometry["batch"], geometry["groups"] = images, groups
         positions = part.positions.stop - part.positions.start
-        tile = record(TILE, geometry=geometry, first=part.positions.start, positions=positions)
+        # The tile is a smaller correlation of its own: batch and groups are the first two numbers.
+        tile = (images, groups, *numbers[2:], part.positions.start, positions)
         dtype = self.problem.accumulator_dtype
         allocate = xp.empty if piece.reduction else xp.zeros
         result = allocate((images, groups, piece.out_channels, positions), dtype)
@@ -110,6 +115,7 @@ def _column_bytes(piece: Correlation, dtype: str) -> int:
     return (piece.reduction + piece.out_channels) * np.dtype(dtype).itemsize
 
 
+@cache
 def _spec(entry: str, dtype: str) -> KernelSpec:
     return KernelSpec("im2col.cu", entry, dtype_defines(dtype))
 
@@ -146,7 +152,7 @@ class Im2col(GpuAlgorithm):
         return seconds
 
     def plan(self, problem: ConvProblem, workspace_limit: int) -> Im2colPlan:
-        return Im2colPlan(problem, workspace_limit, f"matrices of {[piece.taps for piece in lower(problem)]}")
+        return Im2colPlan(problem, workspace_limit)
 
     def variants(self) -> Iterable[KernelSpec]:
         return (_spec(entry, dtype) for dtype in _DTYPES for entry in ("pack_patches", "finish_product"))

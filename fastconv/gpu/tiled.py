@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 
 from fastconv.gpu.algorithm import GpuAlgorithm
-from fastconv.gpu.arguments import EPILOGUE, VIEW, channels_fastest, epilogue, record, view
+from fastconv.gpu.arguments import EPILOGUE, VIEW, channels_fastest, element_strides, epilogue, geometry, record, view
 from fastconv.gpu.runtime import KernelSpec, dtype_defines, runtime
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.machine import Machine
@@ -81,6 +81,7 @@ def _best_tile(piece: Correlation, dtype: str) -> Tile:
     return min(_TILES[dtype][0], key=lambda tile: tile.work(piece, _BLOCKS_AT_ONCE))
 
 
+@cache
 def _spec(dtype: str, tile: Tile, vector: int) -> KernelSpec:
     sizes = {
         "TILE_CHANNELS": tile.channels,
@@ -99,7 +100,8 @@ class TiledPlan(Plan):
         self.problem = problem
         # Products follow the input's memory: by channel where channels lie together, else by tap.
         self.by_channel = problem.channels_last and problem.op != "weight_grad"
-        taps = [piece.taps for piece in lower(problem)]
+        self._pieces = [(piece, geometry(piece), _best_tile(piece, problem.dtype)) for piece in lower(problem)]
+        taps = [piece.taps for piece, *_ in self._pieces]
         self.pack_key = f"steps of {'channels' if self.by_channel else 'taps'} {taps}"
         # The tables depend on the input's strides, which are those of the last call nearly always.
         self._taps = lru_cache(maxsize=16)(self._make_taps)
@@ -119,23 +121,21 @@ class TiledPlan(Plan):
 
     def run(self, x: Any, packed: Any, y: Any, bias: Any, residual: Any) -> None:
         dtype = self.problem.dtype
-        for i, (piece, weight) in enumerate(zip(lower(self.problem), packed, strict=True)):
+        for i, ((piece, numbers, tile), weight) in enumerate(zip(self._pieces, packed, strict=True)):
             target = piece.target_view(y)
             if not target.size:
                 continue
-            strides = tuple(s // x.itemsize for s in x.strides)
-            taps = self._taps(i, strides, runtime().device())
+            taps = self._taps(i, element_strides(x.strides, x.itemsize), runtime().device())
             params = record(
                 TILED,
                 x=view(x),
                 weight=runtime().address(weight),
                 taps=runtime().address(taps),
                 y=view(target),
-                geometry=piece.geometry,
+                geometry=numbers,
                 epilogue=epilogue(self.problem, bias, None if residual is None else piece.target_view(residual)),
                 channels_fastest=channels_fastest(target),
             )
-            tile = _best_tile(piece, dtype)
             threads = tile.channels * tile.positions // (tile.thread_channels * tile.thread_positions)
             vector = _TILES[dtype][1] if self._vectorises(piece, x) else 1
             runtime().launch(_spec(dtype, tile, vector), tile.blocks(piece), (threads, 1, 1), params)

@@ -1,0 +1,126 @@
+"""The GPU algorithms on a GPU. Without one these tests are skipped; tests/test_cuda_emulated.py then stands in."""
+
+import numpy as np
+import pytest
+
+import fastconv
+from fastconv.accuracy import error
+from fastconv.arrays import named_dtype
+from fastconv.gpu.runtime import why_no_gpu
+from fastconv.problem import ConvProblem
+from fastconv.registry import algorithms
+from fastconv.sampling import random_layout, random_operands, random_problem
+
+ALGORITHMS = {algorithm.name: algorithm for algorithm in algorithms("gpu")}
+WITH_EACH = pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS.keys())
+
+
+@pytest.fixture(scope="module")
+def cupy():
+    """CuPy, where there is a GPU."""
+    reason = why_no_gpu()
+    if reason:
+        pytest.skip(reason)
+    return pytest.importorskip("cupy")
+
+
+def apply(cupy, algorithm, problem, operands, rng):
+    """Run an algorithm on device copies, in any memory layout, of the operands; a NumPy result."""
+    a, b, residual = (
+        v if v is None else random_layout(cupy.asarray(v), rng) for v in (operands[0], operands[1], operands[3])
+    )
+    bias = None if operands[2] is None else cupy.asarray(operands[2])
+    out = cupy.full(problem.result_shape, 77, named_dtype(problem.result_dtype))
+    algorithm.apply(problem, a, b, out, bias, residual)
+    return out.get()
+
+
+@WITH_EACH
+@pytest.mark.parametrize("block", range(4))
+def test_random_problems(cupy, algorithm, block):
+    ran = 0
+    for seed in range(100 * block, 100 * block + 100):
+        rng = np.random.default_rng(seed)
+        problem = random_problem(rng)
+        operands = random_operands(problem, rng)
+        # CuPy has no bfloat16.
+        if problem.dtype == "bfloat16" or algorithm.why_not(problem) is not None:
+            continue
+        result = apply(cupy, algorithm, problem, operands, rng)
+        measured, promised = error(problem, result, *operands), algorithm.tolerance(problem)
+        assert measured <= promised, f"seed {seed}: {problem}: error {measured:.3g}, promised {promised:.3g}"
+        ran += 1
+    assert ran > 0
+
+
+@WITH_EACH
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
+def test_layers_large_enough_for_every_tile(cupy, algorithm, channels_last, dtype):
+    rng = np.random.default_rng(1)
+    for channels, outputs, size in ((64, 128, 180), (8, 24, 180), (32, 64, 20)):
+        x_shape = (1, size, size, channels) if channels_last else (1, channels, size, size)
+        problem = ConvProblem.forward(
+            2, x_shape, (outputs, channels, 3, 3), dtype=dtype, padding=1, bias=True, activation="relu",
+            data_format="channels_last" if channels_last else "channels_first",
+        )  # fmt: skip
+        a, b, bias, _ = random_operands(problem, rng)
+        out = cupy.empty(problem.result_shape, dtype)
+        algorithm.apply(problem, cupy.asarray(a), cupy.asarray(b), out, cupy.asarray(bias))
+        assert error(problem, out.get(), a, b, bias) <= algorithm.tolerance(problem)
+
+
+@WITH_EACH
+def test_work_goes_to_the_current_stream(cupy, algorithm):
+    problem = ConvProblem.forward(2, (4, 16, 64, 64), (16, 16, 3, 3), padding=1)
+    a, b, *_ = random_operands(problem, np.random.default_rng(1))
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        # The stream is kept busy, so what ran on another one would read operands that are not there yet.
+        busy = cupy.ones((2048, 2048), np.float32)
+        for _ in range(20):
+            busy = busy @ busy * np.float32(1e-4)
+        x, w = cupy.asarray(a) + busy[0, 0] * 0, cupy.asarray(b) + busy[0, 0] * 0
+        out = cupy.zeros(problem.result_shape, np.float32)
+        algorithm.apply(problem, x, w, out)
+        result = out.get()
+    assert error(problem, result, a, b) <= algorithm.tolerance(problem)
+
+
+def test_functions_take_cupy_arrays(cupy):
+    rng = np.random.default_rng(1)
+    x, w = rng.standard_normal((2, 3, 20, 21), np.float32), rng.standard_normal((8, 3, 3, 3), np.float32)
+    y = fastconv.conv2d(cupy.asarray(x), cupy.asarray(w), stride=2, padding=1, activation="relu")
+    assert isinstance(y, cupy.ndarray)
+    problem = ConvProblem.forward(2, x.shape, w.shape, stride=2, padding=1, activation="relu")
+    assert error(problem, y.get(), x, w) <= max(a.tolerance(problem) for a in ALGORITHMS.values())
+    back = fastconv.conv_transpose2d(y, cupy.asarray(w), stride=2, padding=1, output_padding=(1, 0))
+    assert back.shape == x.shape
+
+
+def test_numpy_arrays_can_be_sent_to_the_gpu(cupy):
+    x, w = np.ones((1, 2, 9), np.float32), np.ones((3, 2, 4), np.float32)
+    y = fastconv.conv1d(x, w, device="gpu")
+    assert isinstance(y, np.ndarray)
+    np.testing.assert_array_equal(y, np.full((1, 3, 6), 8))
+
+
+@pytest.mark.slow
+@WITH_EACH
+def test_more_than_two_to_the_31_elements(cupy, algorithm):
+    length = 3 << 28
+    problem = ConvProblem.forward(1, (3, 1, length), (1, 1, 3), dtype="float16", padding=1)
+    if cupy.cuda.Device().mem_info[0] < 12 << 30:
+        pytest.skip("needs 12 GiB of free device memory")
+    x = (cupy.arange(3 * length, dtype=np.int64) % 61).astype(np.float16).reshape(3, 1, length)
+    w = cupy.asarray([[[1, 2, -1]]], np.float16)
+    y = cupy.full_like(x, np.nan)
+    algorithm.apply(problem, x, w, y)
+    for image in range(3):
+        for start in (0, length // 2, length - 1000):
+            piece = np.pad(x[image, 0, max(start - 1, 0) : start + 1001].get().astype(np.float32),
+                           (start == 0, start + 1000 == length))  # fmt: skip
+            expected = piece[:-2] + 2 * piece[1:-1] - piece[2:]  # small integers: exact
+            np.testing.assert_array_equal(y[image, 0, start : start + 1000].get(), expected)
+    del x, y
+    cupy.get_default_memory_pool().free_all_blocks()

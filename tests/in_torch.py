@@ -19,7 +19,9 @@ ACTIVATIONS = {
 
 
 def tensor(array):
-    """The values of a NumPy array in double precision."""
+    """The values of a NumPy array in double precision; None stays None."""
+    if array is None:
+        return None
     return torch.from_numpy(array.astype("complex128" if array.dtype.kind == "c" else "float64"))
 
 

@@ -9,6 +9,7 @@ of threads inside them is that library's own affair.
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,3 +66,13 @@ def one_thread() -> Iterator[None]:
             _users -= 1
             if _users == 0:
                 put(_before)
+
+
+def _after_fork_in_child() -> None:
+    """The threads that held the lock, or were counted as users, are not in the child."""
+    global _lock, _users
+    _lock, _users = threading.Lock(), 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

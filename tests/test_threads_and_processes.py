@@ -1,0 +1,247 @@
+"""The same bits whatever the number of threads; many callers at once; forked children; a cache shared by processes."""
+
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from strategies import make_operands, numpy_dtype
+
+import fastconv
+from fastconv.accuracy import error
+from fastconv.problem import OPS, ConvProblem
+from fastconv.registry import algorithms
+
+each_algorithm = pytest.mark.parametrize("algorithm", algorithms("cpu"), ids=lambda a: a.name)
+
+# Enough work for several threads, and sizes that no block divides.
+LARGE = {
+    "dense": ConvProblem.forward(2, (3, 37, 41, 43), (51, 37, 3, 3), padding=1),
+    "one image": ConvProblem.forward(2, (1, 19, 97, 89), (23, 19, 3, 3), stride=2, bias=True, activation="silu"),
+    "depthwise": ConvProblem.forward(2, (2, 61, 57, 59), (61, 1, 5, 5), groups=61, padding=2),
+    "signal": ConvProblem.forward(1, (1, 5, 20011), (7, 5, 31), padding="causal"),
+    "volume": ConvProblem.forward(3, (1, 7, 17, 19, 23), (11, 7, 3, 3, 3), padding=1, padding_mode="reflect"),
+}
+
+
+def compute(algorithm, problem, arrays):
+    out = np.empty(problem.result_shape, numpy_dtype(problem.result_dtype))
+    algorithm.apply(problem, *arrays[:2], out, *arrays[2:])
+    return out
+
+
+@each_algorithm
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("op", OPS)
+def test_the_number_of_threads_does_not_change_a_bit(algorithm, name, op):
+    p = dataclasses.replace(LARGE[name], op=op)
+    if op != "forward":
+        p = dataclasses.replace(p, bias=False, padding_mode="zeros")
+    arrays = make_operands(p)
+    with fastconv.threads(1):
+        expected = compute(algorithm, p, arrays)
+    assert error(p, expected, *arrays) <= algorithm.tolerance(p)
+    for n in (2, 3, 8):
+        with fastconv.threads(n):
+            assert compute(algorithm, p, arrays).tobytes() == expected.tobytes()
+
+
+@each_algorithm
+@pytest.mark.parametrize("dtype", ["float16", "float64", "complex64"])
+def test_the_same_call_gives_the_same_bits(algorithm, dtype):
+    p = dataclasses.replace(LARGE["dense"], dtype=dtype)
+    arrays = make_operands(p)
+    assert len({compute(algorithm, p, arrays).tobytes() for _ in range(5)}) == 1
+
+
+@each_algorithm
+def test_eight_callers_at_once(algorithm):
+    cases = [(p, make_operands(p)) for p in LARGE.values()] * 8
+    expected = [compute(algorithm, *case).tobytes() for case in cases[: len(LARGE)]] * 8
+    together = threading.Barrier(8)
+
+    def run(index):
+        if index < 8:
+            together.wait()
+        with fastconv.threads(1 + index % 3):
+            return compute(algorithm, *cases[index]).tobytes()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(run, range(len(cases)))) == expected
+
+
+def test_threads_holds_in_its_own_python_thread_only():
+    before = fastconv.get_num_threads()
+    with fastconv.threads(before + 3):
+        assert fastconv.get_num_threads() == before + 3
+        with fastconv.threads(1):
+            assert fastconv.get_num_threads() == 1
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(fastconv.get_num_threads).result() == before
+    assert fastconv.get_num_threads() == before
+    try:
+        fastconv.set_num_threads(before + 1)
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(fastconv.get_num_threads).result() == before + 1
+    finally:
+        fastconv.set_num_threads(before)
+
+
+# -- fork -------------------------------------------------------------------------------------------------------------
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+
+def in_forked_child(function):
+    """Run `function` in a fork of this process; a child that hangs fails the test, not the session."""
+    child = multiprocessing.get_context("fork").Process(target=function)
+    child.start()
+    child.join(60)
+    if child.is_alive():
+        child.kill()
+        child.join()
+        pytest.fail("the forked child hangs")
+    assert child.exitcode == 0
+
+
+@needs_fork
+@forks
+@each_algorithm
+def test_a_child_forked_after_use_computes(algorithm):
+    p = LARGE["dense"]
+    arrays = make_operands(p)
+    with fastconv.threads(4):
+        expected = compute(algorithm, p, arrays).tobytes()
+
+    def child():
+        with fastconv.threads(4):
+            assert compute(algorithm, p, arrays).tobytes() == expected
+            in_forked_child(grandchild)
+
+    def grandchild():
+        with fastconv.threads(2), ThreadPoolExecutor(4) as pool:
+            results = pool.map(lambda _: compute(algorithm, p, arrays).tobytes(), range(8))
+            assert set(results) == {expected}
+
+    in_forked_child(child)
+    assert compute(algorithm, p, arrays).tobytes() == expected
+
+
+@contextlib.contextmanager
+def busy(work, threads):
+    """Others who call `work` over and over meanwhile."""
+    stop = threading.Event()
+
+    def loop():
+        while not stop.is_set():
+            work()
+
+    others = [threading.Thread(target=loop) for _ in range(threads)]
+    for other in others:
+        other.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for other in others:
+            other.join()
+
+
+@needs_fork
+@forks
+@each_algorithm
+def test_a_child_forked_while_others_compute(algorithm):
+    p = LARGE["one image"]
+    arrays = make_operands(p)
+    expected = compute(algorithm, p, arrays).tobytes()
+
+    def child():
+        with fastconv.threads(3):
+            assert compute(algorithm, p, arrays).tobytes() == expected
+
+    with busy(lambda: compute(algorithm, p, arrays), threads=3):
+        for _ in range(10):
+            in_forked_child(child)
+
+
+@needs_fork
+@forks
+@pytest.mark.parametrize("lock", ["parallel._growing", "blas._lock"])
+def test_a_child_does_not_wait_for_a_lock_that_was_held_at_the_fork(lock):
+    """What the test before this one would meet once in a thousand runs."""
+    from fastconv.cpu import blas, parallel
+
+    modules = {"parallel": parallel, "blas": blas}
+    module, name = lock.split(".")
+    p = LARGE["dense"]
+    arrays = make_operands(p)
+
+    def child():
+        with fastconv.threads(64):
+            for algorithm in algorithms("cpu"):
+                assert error(p, compute(algorithm, p, arrays), *arrays) <= algorithm.tolerance(p)
+
+    with getattr(modules[module], name):
+        in_forked_child(child)
+
+
+# -- Numba's cache ----------------------------------------------------------------------------------------------------
+
+COMPUTE = """
+import sys
+import numpy as np, ml_dtypes
+import fastconv
+for name in sys.argv[1:]:
+    dtype = np.dtype(getattr(ml_dtypes, name, None) or name)
+    x = np.arange(-8, 8).reshape(1, 2, 8).astype(dtype)
+    w = np.array([[[1, -2], [0.5, 3]]]).astype(dtype)
+    y = fastconv.conv1d(x, w, algorithm="direct")
+    wide = [v.astype(np.float64)[0] for v in (x, w)]
+    exact = sum(np.correlate(a, b) for a, b in zip(*wide))
+    assert y.dtype == dtype and np.array_equal(y[0, 0].astype(np.float64), exact), (name, y, exact)
+"""
+
+
+@pytest.fixture
+def sandbox(tmp_path):
+    """A copy of the package with a cache of its own, and how to run a script on it."""
+    shutil.copytree(Path(fastconv.__file__).parent, tmp_path / "fastconv", ignore=shutil.ignore_patterns("__pycache__"))
+    environment = os.environ | {
+        "PYTHONPATH": str(tmp_path),
+        "NUMBA_CACHE_DIR": str(tmp_path / "cache"),
+        "NUMBA_DEBUG_CACHE": "1",
+    }
+
+    def start(*dtypes):
+        command = [sys.executable, "-c", COMPUTE, *dtypes]
+        return subprocess.Popen(
+            command, env=environment, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    return start
+
+
+def finished(process):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return "data saved" in output, "data loaded" in output
+
+
+def test_processes_share_the_cache_and_never_each_others_code(sandbox, tmp_path):
+    """float16 and bfloat16 travel as the same 16-bit integers; float32 and float64 differ by type alone."""
+    saved_loaded = [finished(process) for process in (sandbox("float32", "float16"), sandbox("float64", "bfloat16"))]
+    assert all(saved for saved, _ in saved_loaded)
+    assert finished(sandbox("float64", "bfloat16", "float16", "float32")) == (False, True)
+    # Kernels inline helpers from other files: when one of those changes, no old code may be loaded.
+    with (tmp_path / "fastconv" / "cpu" / "elements.py").open("a") as file:
+        file.write("# changed\n")
+    assert finished(sandbox("float32")) == (True, False)

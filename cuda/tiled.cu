@@ -41,7 +41,7 @@ static_assert(THREADS % TILE_POSITIONS == 0 && GATHERS > 0, "a thread gathers fo
 // As many as the registers allow: 65536 an SM, of which the sums take up most.
 constexpr int BLOCKS_PER_SM = THREAD_CHANNELS * THREAD_POSITIONS * sizeof(ACCUMULATOR) > 64 ? 2 : 3;
 
-struct Step {
+struct alignas(sizeof(Quad)) Step {
     ACCUMULATOR w[TILE_DEPTH][TILE_CHANNELS];
     ACCUMULATOR x[TILE_DEPTH][TILE_POSITIONS];
 };

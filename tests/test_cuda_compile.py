@@ -1,5 +1,6 @@
 """Every CUDA kernel compiled by NVRTC, without a GPU, and what it weighs."""
 
+import subprocess
 import sys
 
 import pytest
@@ -48,3 +49,8 @@ def test_without_nvrtc_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(ImportError, match=r"pip install 'fastconv\[compile\]'"):
         next(compilation.compile_all())
+
+
+def test_kernels_are_listed_without_importing_cupy():
+    code = "import sys; from fastconv.compilation import programs; assert programs(); assert 'cupy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,6 +11,9 @@ import numpy as np
 from fastconv.gpu.runtime import KernelSpec, runtime
 from fastconv.registry import Algorithm
 
+#: The smallest workspace limit that can be set: what needs more than this for one column or table must decline.
+LEAST_WORKSPACE = 1 << 20
+
 _BLOCK = 256
 _MOST_BLOCKS = 1 << 16  # enough to fill any GPU
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.gpu.algorithm import GpuAlgorithm, launch_linear
+from fastconv.gpu.algorithm import LEAST_WORKSPACE, GpuAlgorithm, launch_linear
 from fastconv.gpu.arguments import EPILOGUE, VIEW, Words, epilogue, geometry, record, view
 from fastconv.gpu.runtime import KernelSpec, dtype_defines, runtime
 from fastconv.lowering import GEOMETRY, Correlation, lower
@@ -21,8 +21,6 @@ from fastconv.registry import Plan, register
 TILE = np.dtype([("geometry", GEOMETRY), ("first", np.int64), ("positions", np.int64)])
 PACK = np.dtype([("x", VIEW), ("columns", np.int64), ("tile", TILE)])
 UNPACK = np.dtype([("product", np.int64), ("y", VIEW), ("tile", TILE), ("epilogue", EPILOGUE)])
-
-_LEAST_WORKSPACE = 1 << 20  # the smallest limit that can be set
 
 # Estimated, not measured: the share of the peak at which cuBLAS runs these products.
 _EFFICIENCY = 0.5
@@ -132,8 +130,8 @@ class Im2col(GpuAlgorithm):
         if problem.dtype not in _DTYPES:
             return f"cuBLAS has no matrix product of {problem.dtype}"
         column = max((_column_bytes(p, problem.accumulator_dtype) for p in lower(problem)), default=0)
-        if column > _LEAST_WORKSPACE:
-            return f"one column of patches takes {column} bytes, more than the smallest workspace ({_LEAST_WORKSPACE})"
+        if column > LEAST_WORKSPACE:
+            return f"one column of patches takes {column} bytes, more than the smallest workspace ({LEAST_WORKSPACE})"
         return None
 
     def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:

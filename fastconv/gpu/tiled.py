@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.gpu.algorithm import GpuAlgorithm
+from fastconv.gpu.algorithm import LEAST_WORKSPACE, GpuAlgorithm
 from fastconv.gpu.arguments import EPILOGUE, VIEW, channels_fastest, element_strides, epilogue, geometry, record, view
 from fastconv.gpu.runtime import KernelSpec, dtype_defines, runtime
 from fastconv.lowering import GEOMETRY, Correlation, lower
@@ -37,7 +37,6 @@ _QUAD = 4
 
 _MOST_BLOCKS_YZ = 65535
 _MOST = 1 << 30  # coordinates along an axis and positions of an image are 32-bit numbers in the kernel
-_LEAST_WORKSPACE = 1 << 20  # the smallest limit that can be set
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,8 @@ class TiledPlan(Plan):
         self._pieces = [(piece, geometry(piece), _best_tile(piece, problem.dtype)) for piece in lower(problem)]
         taps = [piece.taps for piece, *_ in self._pieces]
         self.pack_key = f"steps of {'channels' if self.by_channel else 'taps'} {taps}"
-        # The tables depend on the input's strides, which are those of the last call nearly always.
-        self._taps = lru_cache(maxsize=16)(self._make_taps)
+        # The tables depend on the input's strides, which seldom differ between calls: a few sets of them are kept.
+        self._taps = lru_cache(maxsize=4 * len(taps))(self._make_taps)
 
     def pack(self, w: Any) -> Any:
         """Bring each piece's weight into ``(G, K, O)`` order, filled up with zeros."""
@@ -154,11 +153,11 @@ class TiledPlan(Plan):
 
     def _vectorises(self, piece: Correlation, x: Any) -> bool:
         """Whether consecutive products are adjacent in memory, and whole aligned vectors of them."""
+        if not self.by_channel or x.strides[2] != x.itemsize:
+            return False
         vector = _TILES[self.problem.dtype][1]
-        size = vector * x.itemsize
-        others = (*x.strides[:2], *x.strides[3:])
-        aligned = not any(n % size for n in (runtime().address(x), *others))
-        return self.by_channel and x.strides[2] == x.itemsize and piece.in_channels % vector == 0 and aligned
+        steps = (runtime().address(x), *x.strides[:2], *x.strides[3:])
+        return piece.in_channels % vector == 0 and not any(step % (vector * x.itemsize) for step in steps)
 
 
 def _packed_shape(piece: Correlation) -> tuple[int, int]:
@@ -182,9 +181,9 @@ class Tiled(GpuAlgorithm):
             reach = max(max(n, k * d + t * s + abs(low)) for n, k, d, t, s, low in axes)
             if max(reach, piece.positions) > _MOST:
                 return f"an axis or an image of more than {_MOST} elements"
-        table = self.workspace_bytes(problem, _LEAST_WORKSPACE)
-        if table > _LEAST_WORKSPACE:
-            return f"the table of products takes {table} bytes, more than the smallest workspace ({_LEAST_WORKSPACE})"
+        table = self.workspace_bytes(problem, LEAST_WORKSPACE)
+        if table > LEAST_WORKSPACE:
+            return f"the table of products takes {table} bytes, more than the smallest workspace ({LEAST_WORKSPACE})"
         return None
 
     def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:

@@ -1,7 +1,7 @@
 """Seconds predicted from counted work.
 
 An algorithm counts what it does (products, elements staged, calls made, …) and multiplies by rates measured on one core
-and fitted by ``bench/fit_costs.py``. Only products scale with the vector width; the tasks are shared by the cores.
+and fitted by ``bench/fit_costs.py``. Only products can scale with the vector width; the tasks are shared by the cores.
 """
 
 from __future__ import annotations
@@ -10,15 +10,21 @@ from collections.abc import Sequence
 
 from fastconv.machine import Machine
 
-#: The rates were measured on one core of an AMD EPYC 7003 (Zen 3, AVX2: 8 float32 lanes).
-_REFERENCE_FLOPS = 8 * 2 * 2 * 3.5e9
+#: The rates were measured on one core of an AMD EPYC 7003 (Zen 3, AVX2: 8 float32 lanes), which has this peak.
+REFERENCE_FLOPS = 8 * 2 * 2 * 3.5e9
 
 # A complex product is four real ones; other widths fill a vector with fewer elements.
 _PRODUCTS = {"complex64": 4.0, "complex128": 8.0, "float64": 2.0, "int64": 2.0}
 
 
 def seconds(
-    products: float, others: Sequence[float], rates: Sequence[float], machine: Machine, tasks: int, dtype: str
+    products: float,
+    others: Sequence[float],
+    rates: Sequence[float],
+    machine: Machine,
+    tasks: int,
+    dtype: str,
+    core_flops: float,
 ) -> float:
     """Predicted time of work that falls into `tasks` equal tasks.
 
@@ -35,8 +41,10 @@ def seconds(
         Tasks that can run at once.
     dtype : str
         Of the accumulator.
+    core_flops : float
+        Peak, on one core, of the code that computes the products.
     """
-    width = machine.flops / machine.cores / _REFERENCE_FLOPS
+    width = core_flops / REFERENCE_FLOPS
     one_core = products * _PRODUCTS.get(dtype, 1.0) * rates[0] / width
     one_core += sum(count * rate for count, rate in zip(others, rates[1:], strict=True))
     rounds = -(-tasks // machine.cores) * machine.cores  # a last round that is not full keeps some cores waiting

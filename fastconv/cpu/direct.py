@@ -1,19 +1,21 @@
 """Direct convolution: any problem, any dtype, nothing copied but a few rows at a time.
 
 A task computes a block of outputs: some channels of one group, some rows, part of their length. It *stages* the input
-rows it needs into scratch memory, one line for each (channel, kd, kh), and there every difficulty ends: padding of any
-mode, strides in memory, half types. A line with stride s is laid down as s interleaved parts, so that element j of an
-output row reads ``lines[offset of the tap + j]`` at unit stride whatever the stride of the convolution. Several output
-rows lie in one line, one `period` apart; the few sums between them are computed and thrown away. Where that would be
-more than it saves (short rows, many channels), every tap gets a line of its own, without gaps.
+rows it needs into scratch memory, one line for each (channel, kd), and there every difficulty ends: padding of any
+mode, strides in memory, half types. A line holds the rows of all kh one after another, a `period` apart; with strides s
+and t it is laid down as s x t interleaved parts, so that element j of the output reads ``lines[offset of the tap + j]``
+at unit stride whatever the strides of the convolution, through several output rows at once. The few sums between two
+rows are computed and thrown away.
 
 What remains is ``sums[o, j] += w[o, tap] * lines[offset[tap] + j]``, a matrix product whose second factor is never
-copied out: the register tile of `microkernel` computes it from the lines as they are. The order in which an output's
-products are summed depends on the problem alone.
+copied out: the register tile of `microkernel` computes it from the lines as they are. The products of an output are
+summed in the order of (channel, kd, kh, kw) however the work is cut.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -32,25 +34,25 @@ from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 from fastconv.registry import Algorithm, Plan, register
-from fastconv.settings import get_num_threads
+from fastconv.settings import available_cores, get_num_threads
 
 _LINE = 512  # sums of one channel in a task
 _WIDTH = 1024  # longest part of a row in one task
-_TAPS = 256  # taps of the lines staged at once: a tile's part of them stays in L1
+_TAPS = 128  # taps of the lines staged at once: a tile's part of them stays in L1
 _SUMS = 48 << 10  # sums of one task, over all its channels, which share what was staged
-_TASKS = 8  # at least so many tasks, if there is work for them: half of them by splitting rows
 _STRIP = 6  # vectors of a line that all channels use before going on to the next ones
-_STAGING = 8  # what staging an element costs, in products
+_LONGEST = 1 << 19  # elements of a line of several taps, beyond which each gets its own
 
 # Seconds for a product, a pass of the inner loop, an element staged, a result, a task (bench/fit_costs.py); for a call.
 _RATES = (3.0e-11, 3.1e-8, 1.8e-9, 1.5e-9, 4e-7)
 _CALL = 2e-5
 
 #: How a correlation is cut: `blocks` tasks along channels, height and width, of so many channels, rows and columns;
-#: `lines` staged at once, each of `taps` taps and `parts` parts of `part` elements; `pitch` sums for each channel.
+#: `lines` staged at once, each of `taps` taps and of `parts` parts (along height and width) of `part` elements, that is
+#: `extra` rows more than the task's, a `period` apart; `pitch` sums for each channel.
 BLOCKING = np.dtype(
-    [(name, np.int64) for name in ("channels", "rows", "width", "lines", "taps", "parts", "period", "part", "pitch")]
-    + [("blocks", np.int64, (3,)), ("strip", np.int64), ("tile", np.int64)]
+    [(name, np.int64) for name in ("channels", "rows", "columns", "lines", "taps", "extra", "period", "part", "pitch")]
+    + [("parts", np.int64, (2,)), ("blocks", np.int64, (3,)), ("strip", np.int64), ("tile", np.int64)]
 )
 
 
@@ -93,13 +95,16 @@ def _direct(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Compute tasks `first` to `last`; `weights` is (G, O * taps), and `bias`, `residual` may have no elements."""
     geo, block = geometry[0], blocking[0]
-    mode, stride_w = geo.padding_mode, geo.stride[2]
-    kernel_d, kernel_h = geo.kernel[0], geo.kernel[1]
-    own = geo.kernel[2] if block.taps == 1 else 1  # lines for each kernel row
-    all_lines = geo.in_channels * kernel_d * kernel_h * own
+    mode, stride_h, stride_w = geo.padding_mode, geo.stride[1], geo.stride[2]
+    kernel_d, kernel_h, kernel_w = geo.kernel[0], geo.kernel[1], geo.kernel[2]
+    if block.taps > 1:
+        kernel_h, kernel_w = 1, 1  # a line serves all taps of its channel and kd
+    all_lines = geo.in_channels * kernel_d * kernel_h * kernel_w
     all_taps = all_lines * block.taps
-    parts, part, period, pitch = block.parts, block.part, block.period, block.pitch
-    lines, sums = scratch[: block.lines * parts * part], scratch[block.lines * parts * part :]
+    parts_h, parts_w = block.parts[0], block.parts[1]
+    part, period, pitch = block.part, block.period, block.pitch
+    line_length = parts_h * parts_w * part
+    lines, sums = scratch[: block.lines * line_length], scratch[block.lines * line_length :]
 
     for task in range(first, last):
         rest, o_block = divmod(task, block.blocks[0])
@@ -107,31 +112,32 @@ def _direct(  # type: ignore[no-untyped-def]
         rest, h_block = divmod(rest, block.blocks[1])
         rest, d = divmod(rest, geo.count[0])
         n, g = divmod(rest, geo.groups)
-        o_first, h_first, w_first = o_block * block.channels, h_block * block.rows, w_block * block.width
+        o_first, h_first, w_first = o_block * block.channels, h_block * block.rows, w_block * block.columns
         channels = min(block.channels, geo.out_channels - o_first)
         rows = min(block.rows, geo.count[1] - h_first)
-        width = min(block.width, geo.count[2] - w_first)
+        width = min(block.columns, geo.count[2] - w_first)
         sums[: channels * pitch] = 0
 
         for line_first in range(0, all_lines, block.lines):
             line_last = min(line_first + block.lines, all_lines)
             for line in range(line_first, line_last):
-                rest, kw = divmod(line, own)
+                rest, kw = divmod(line, kernel_w)
                 rest, kh = divmod(rest, kernel_h)
                 c, kd = divmod(rest, kernel_d)
                 source_d = resolve(d * geo.stride[0] + kd * geo.dilation[0] - geo.offset[0], geo.size[0], mode)
-                start = w_first * stride_w + kw * geo.dilation[2] - geo.offset[2]
-                at = (line - line_first) * parts * part
-                for row in range(rows):
-                    padded_h = (h_first + row) * geo.stride[1] + kh * geo.dilation[1] - geo.offset[1]
-                    source_h = resolve(padded_h, geo.size[1], mode)
-                    for phase in range(parts):
-                        to = at + phase * part + row * period
+                start_h = h_first * stride_h + kh * geo.dilation[1] - geo.offset[1]
+                start_w = w_first * stride_w + kw * geo.dilation[2] - geo.offset[2]
+                at = (line - line_first) * line_length
+                for padded_h in range((rows + block.extra) * parts_h):
+                    row, part_h = divmod(padded_h, parts_h)
+                    source_h = resolve(start_h + row * stride_h + part_h, geo.size[1], mode)
+                    for part_w in range(parts_w):
+                        to = at + (part_h * parts_w + part_w) * part + row * period
                         staged = lines[to : to + period]
                         if source_d < 0 or source_h < 0:
                             staged[:] = 0
                         else:
-                            read_row(x[n, g, c, source_d, source_h], start + phase, stride_w, mode, half, staged)
+                            read_row(x[n, g, c, source_d, source_h], start_w + part_w, stride_w, mode, half, staged)
             taps = (line_last - line_first) * block.taps
             _accumulate(
                 sums, pitch, channels, (rows - 1) * period + width, scratch, offsets, taps,
@@ -149,16 +155,17 @@ def _direct(  # type: ignore[no-untyped-def]
                 write_row(done, added, activation, parameters, half, y[n, g, channel, d, h, w_first : w_first + width])
 
 
-def _arrange(taps, tile, tiles):  # type: ignore[no-untyped-def]
+def _arrange(first, last, taps, tile, tiles):  # type: ignore[no-untyped-def]
     """Rearrange ``taps (G, O, T)`` into ``tiles (G, O * T)``: tile by tile of channels, (T, channels) in each."""
     channels, count = taps.shape[1], taps.shape[2]
-    for g in range(taps.shape[0]):
-        for first in range(0, channels, tile):
-            here = min(tile, channels - first)
-            to = tiles[g, first * count : (first + here) * count]
-            for t in range(count):
-                for o in range(here):
-                    to[t * here + o] = taps[g, first + o, t]
+    for task in range(first, last):
+        g, block = divmod(task, -(-channels // tile))
+        o = block * tile
+        here = min(tile, channels - o)
+        to = tiles[g, o * count : (o + here) * count]
+        for t in range(count):
+            for i in range(here):
+                to[t * here + i] = taps[g, o + i, t]
 
 
 _kernel, _arrange_kernel = Kernel(_direct), Kernel(_arrange)
@@ -175,7 +182,30 @@ def _compiled(dtype_name: str, result_name: str, accumulator_name: str) -> tuple
         records(GEOMETRY), records(BLOCKING), array(np.dtype(np.int64), 1, contiguous=True),
         array(accumulator, 1, contiguous=True, readonly=False), types.int64, types.int64, vector,
     )  # fmt: skip
-    return kernel, _arrange_kernel.compile(array(accumulator, 3, contiguous=True), types.int64, matrix)
+    return kernel, _arrange_kernel.compile(
+        types.int64, types.int64, array(accumulator, 3, contiguous=True), types.int64, matrix
+    )
+
+
+def _tasks() -> int:
+    """At least so many tasks a piece should have, if there is work for them."""
+    return 2 * available_cores()
+
+
+@dataclass(frozen=True)
+class _Line:
+    """How the input is staged for a task of some rows: see :data:`BLOCKING`."""
+
+    taps: int
+    parts: tuple[int, int]
+    extra: int
+    period: int
+    rows: int
+
+    @property
+    def staged(self) -> int:
+        """Elements written for one line."""
+        return self.parts[0] * self.parts[1] * (self.rows + self.extra) * self.period
 
 
 class _Piece:
@@ -184,52 +214,68 @@ class _Piece:
     def __init__(self, correlation: Correlation, accumulator: np.dtype[Any]) -> None:
         self.correlation = c = correlation
         depth, height, width = c.count
-        self.tile = 1 if accumulator.kind == "c" else tile_channels()
         columns = min(width, _WIDTH)
-        period, parts, taps = self._line(columns)
-        rows = max(min(_LINE // period, -(-2 * c.batch * c.groups * depth * height // _TASKS), height), 1)
-        part = padded((rows - 1) * period + max(period, columns), accumulator.itemsize)
-        all_lines = c.reduction // taps
-        lines = min(max(_TAPS // taps, 1), max(all_lines, 1))
-        spatial = c.batch * c.groups * depth * -(-height // rows) * -(-width // columns)
-        channels = self._channels(spatial, part)
-        blocks = -(-c.out_channels // channels), -(-height // rows), -(-width // columns)
-        strip = _STRIP * vector_bytes() // accumulator.itemsize
-        self.blocking = np.zeros(1, BLOCKING)
-        values = channels, rows, columns, lines, taps, parts, period, part, part, blocks, strip, self.tile
-        self.blocking[0] = values
+        line = self._line(columns)
+        spatial = c.batch * c.groups * depth * -(-height // line.rows) * -(-width // columns)
+        all_lines = c.reduction // line.taps
+        self.tile = 1 if accumulator.kind == "c" else tile_channels()
+        block = self.blocking = np.zeros(1, BLOCKING)
+        block["taps"], block["parts"], block["extra"], block["period"] = line.taps, line.parts, line.extra, line.period
+        block["rows"], block["columns"], block["tile"] = line.rows, columns, self.tile
+        block["strip"] = strip = _STRIP * vector_bytes() // accumulator.itemsize
+        block["lines"] = lines = min(max(_TAPS // line.taps, 1), max(all_lines, 1))
+        block["part"] = part = (line.rows + line.extra) * line.period
+        block["pitch"] = pitch = padded((line.rows - 1) * line.period + columns, accumulator.itemsize)
+        block["channels"] = channels = self._channels(spatial, pitch)
+        block["blocks"] = blocks = -(-c.out_channels // channels), -(-height // line.rows), -(-width // columns)
         self.tasks = spatial * blocks[0]
+        line_length = math.prod(line.parts) * part
         # Tiles read whole vectors, past the end of the last line: into the sums, which are there anyway.
-        self.scratch = lines * parts * part + channels * part
-        within = np.arange(taps) * c.dilation[2] if taps > 1 else np.zeros(1, np.int64)
-        within = within % parts * part + within // parts
-        self.offsets = (np.arange(lines)[:, None] * (parts * part) + within).ravel()
-        # What it costs: products (those between the rows included), tiles, elements staged, results.
+        self.scratch = lines * line_length + channels * pitch
+        self.offsets = (np.arange(lines)[:, None] * line_length + self._offsets(line, part)).ravel()
+        # What it costs: products (those between the rows included), tiles, elements staged, results, tasks.
         self.work = (
-            spatial * part * c.out_channels * c.reduction,
+            spatial * pitch * c.out_channels * c.reduction,
             (
-                spatial * -(-part // strip) * -(-c.out_channels // self.tile) * -(-all_lines // lines),
-                self.tasks * all_lines * parts * rows * period,
+                spatial * -(-pitch // strip) * -(-c.out_channels // self.tile) * -(-all_lines // lines),
+                self.tasks * all_lines * line.staged,
                 c.batch * c.groups * c.positions * c.out_channels,
                 self.tasks,
             ),
         )
 
-    def _line(self, columns: int) -> tuple[int, int, int]:
-        """Period, parts and taps of a line: one for all taps of a kernel row, or one for each, whichever costs less."""
+    def _line(self, columns: int) -> _Line:
+        """One line for all taps of a channel and kd; one for each tap where dilation would make that very long."""
         c = self.correlation
-        taps, stride = c.kernel[2], c.stride[2]
+        apart = _Line(1, (1, 1), 0, columns, self._rows(columns))
+        taps = c.kernel[1] * c.kernel[2]
         if taps <= 1:
-            return columns, 1, 1
-        period = ((columns - 1) * stride + (taps - 1) * c.dilation[2]) // stride + 1
-        shared = period * (taps * c.out_channels + stride * _STAGING)
-        apart = columns * (taps * c.out_channels + taps * _STAGING)
-        return (period, stride, taps) if shared <= apart else (columns, 1, 1)
+            return apart
+        (_, stride_h, stride_w), (_, dilation_h, dilation_w) = c.stride, c.dilation
+        period = columns + (c.kernel[2] - 1) * dilation_w // stride_w
+        extra = (c.kernel[1] - 1) * dilation_h // stride_h
+        together = _Line(taps, (stride_h, stride_w), extra, period, self._rows(period))
+        return together if together.staged <= _LONGEST else apart
 
-    def _channels(self, spatial_tasks: int, part: int) -> int:
+    def _rows(self, period: int) -> int:
+        """Rows of a task: as many as make a line, but not all of a small image, lest threads be idle."""
+        c = self.correlation
+        spread = -(-2 * c.batch * c.groups * c.count[0] * c.count[1] // _tasks())
+        return max(min(_LINE // period, spread, c.count[1]), 1)
+
+    def _offsets(self, line: _Line, part: int) -> np.ndarray[Any, Any]:
+        """Where each tap of a line begins."""
+        if line.taps == 1:
+            return np.zeros(1, np.int64)
+        c, (parts_h, parts_w) = self.correlation, line.parts
+        h = np.arange(c.kernel[1])[:, None] * c.dilation[1]
+        w = np.arange(c.kernel[2]) * c.dilation[2]
+        return ((h % parts_h * parts_w + w % parts_w) * part + h // parts_h * line.period + w // parts_w).ravel()
+
+    def _channels(self, spatial_tasks: int, pitch: int) -> int:
         """Output channels of a task: whole tiles, as many as share the staging without leaving threads idle."""
         c = self.correlation
-        wanted = max(min(_SUMS // part, c.out_channels * spatial_tasks // _TASKS), self.tile)
+        wanted = max(min(_SUMS // pitch, c.out_channels * spatial_tasks // _tasks()), self.tile)
         return max(min(-(-wanted // self.tile) * self.tile, c.out_channels), 1)
 
 
@@ -252,7 +298,8 @@ class _DirectPlan(Plan):
     def _pack_piece(self, piece: _Piece, w: Any) -> Any:
         taps = contiguous_taps(piece.correlation, w, self._accumulator)
         tiles = np.empty((taps.shape[0], taps.shape[1] * taps.shape[2]), self._accumulator)
-        self._arrange(taps, piece.tile, tiles)
+        tasks = taps.shape[0] * -(-taps.shape[1] // piece.tile)
+        parallel.run(lambda first, last: self._arrange(first, last, taps, piece.tile, tiles), tasks, taps.size)
         return tiles
 
     def run(self, x: Any, packed: Any, y: Any, bias: Any, residual: Any) -> None:
@@ -286,7 +333,8 @@ class Direct(Algorithm):
     def cost(self, problem: ConvProblem, machine: Machine) -> float:
         dtype = problem.accumulator_dtype
         pieces = [_Piece(piece, named_dtype(dtype)) for piece in lower(problem)]
-        return _CALL + sum(seconds(*piece.work, _RATES, machine, piece.tasks, dtype) for piece in pieces)
+        peak = machine.flops / machine.cores
+        return _CALL + sum(seconds(*piece.work, _RATES, machine, piece.tasks, dtype, peak) for piece in pieces)
 
     def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:
         accumulator = named_dtype(problem.accumulator_dtype)

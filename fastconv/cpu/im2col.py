@@ -18,7 +18,7 @@ from numba import types
 from fastconv.arrays import named_dtype
 from fastconv.cpu import parallel
 from fastconv.cpu.blas import one_thread
-from fastconv.cpu.costs import seconds
+from fastconv.cpu.costs import REFERENCE_FLOPS, seconds
 from fastconv.cpu.elements import HALF_FORMATS, activation_arguments, resolve
 from fastconv.cpu.jit import Kernel, array, as_bits, contiguous_taps, records
 from fastconv.cpu.rows import add_row, read_row, write_row
@@ -187,7 +187,8 @@ class Im2col(Algorithm):
         for piece in lower(problem):
             tile = _tile(piece, 4, _COST_WORKSPACE)
             tasks = piece.batch * -(-piece.positions // tile)
-            total += seconds(*_work(piece, tasks), _RATES, machine, tasks, problem.accumulator_dtype)
+            # NumPy's OpenBLAS uses 8 lanes even where a CPU has 16, on AMD's at least.
+            total += seconds(*_work(piece, tasks), _RATES, machine, tasks, problem.accumulator_dtype, REFERENCE_FLOPS)
         return total
 
     def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:

@@ -26,9 +26,12 @@ def _contiguous(typing_context, row):  # type: ignore[no-untyped-def]
 @inline
 def read_row(row, first, step, mode, half, out):  # type: ignore[no-untyped-def]
     """Fill `out` with the elements ``first, first + step, …`` of a row that is padded without end on both sides."""
-    size, count = row.shape[0], out.shape[0]
-    low = min(max((step - 1 - first) // step, 0), count)
-    high = max(min((size - first + step - 1) // step, count), low)
+    # The first element inside the row, and the first past its end; divisions would cost more than a short row.
+    before, after = -first, row.shape[0] - first
+    if step > 1:
+        before, after = (before + step - 1) // step, (after + step - 1) // step
+    low = min(max(before, 0), out.shape[0])
+    high = max(min(after, out.shape[0]), low)
     _read_padding(row, first, step, mode, half, out, 0, low)
     if step == 1 and row.strides[0] == row.itemsize:
         inside = _contiguous(row)
@@ -37,7 +40,7 @@ def read_row(row, first, step, mode, half, out):  # type: ignore[no-untyped-def]
     else:
         for i in range(low, high):
             out[i] = load(row[first + i * step], half)
-    _read_padding(row, first, step, mode, half, out, high, count)
+    _read_padding(row, first, step, mode, half, out, high, out.shape[0])
 
 
 @inline

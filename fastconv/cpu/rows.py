@@ -63,19 +63,26 @@ def add_row(sums, row, half):  # type: ignore[no-untyped-def]
 @inline
 def write_row(sums, added, activation, parameters, half, row):  # type: ignore[no-untyped-def]
     """Write ``act(sums + added)`` to a row of the result; the sums are used up."""
-    count = sums.shape[0]
-    for j in range(count):
+    if activation == 0:
+        _store_row(sums, added, half, row)
+        return
+    for j in range(sums.shape[0]):
         sums[j] += added
     if activation == CLIP:
-        for j in range(count):
+        for j in range(sums.shape[0]):
             sums[j] = clip(sums[j], parameters)
-    elif activation != 0:
-        for j in range(count):
+    else:
+        for j in range(sums.shape[0]):
             sums[j] = activate(sums[j], activation, parameters)
+    _store_row(sums, sums.dtype.type(0), half, row)
+
+
+@inline
+def _store_row(sums, added, half, row):  # type: ignore[no-untyped-def]
     if row.strides[0] == row.itemsize:
         target = _contiguous(row)
-        for j in range(count):
-            store(target, j, sums[j], half)
+        for j in range(sums.shape[0]):
+            store(target, j, sums[j] + added, half)
     else:
-        for j in range(count):
-            store(row, j, sums[j], half)
+        for j in range(sums.shape[0]):
+            store(row, j, sums[j] + added, half)

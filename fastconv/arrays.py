@@ -92,6 +92,8 @@ def _adopt_torch(name: str, tensor: Any, torch: Any) -> tuple[Any, Kind]:
             f"{name} is a torch tensor that requires grad, which fastconv's functions do not record: "
             f"pass {name}.detach(), or call under torch.no_grad()"
         )
+    if name == "out" and (tensor.is_conj() or tensor.is_neg()):
+        raise TypeError("out is a lazily conjugated or negated tensor: expected one that holds its own values")
     tensor = tensor.detach().resolve_conj().resolve_neg()
     device = {"cpu": "cpu", "cuda": "gpu"}.get(tensor.device.type)
     if device is None or tensor.layout != torch.strided:

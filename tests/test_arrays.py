@@ -72,6 +72,9 @@ def test_out_may_be_a_tensor(torch):
     assert torch.equal(out, fastconv.conv1d(x, w))
     with pytest.raises(ValueError, match="out shares memory with x"):
         fastconv.conv1d(x, torch.ones(2, 2, 1), out=x)
+    z, one = torch.ones(1, 1, 3, dtype=torch.complex64), torch.ones(1, 1, 1, dtype=torch.complex64)
+    with pytest.raises(TypeError, match="out is a lazily conjugated"):
+        fastconv.conv1d(z, one, out=torch.zeros_like(z).conj())
 
 
 def test_a_tensor_whose_gradient_would_be_lost_is_refused(torch):

@@ -55,12 +55,12 @@ class Correlation:
     taps: tuple[slice, slice, slice]
     targets: tuple[slice, slice, slice]
 
-    @property
+    @cached_property
     def reduction(self) -> int:
         """Number of products summed into one output."""
         return self.in_channels * math.prod(self.kernel)
 
-    @property
+    @cached_property
     def positions(self) -> int:
         """Number of target positions of one image."""
         return math.prod(self.count)

@@ -81,5 +81,5 @@ def as_bits(a: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def contiguous_taps(piece: Correlation, w: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     """A piece's part of a ``(G, O, C, KD, KH, KW)`` weight view as a contiguous ``(G, O, taps)`` array of `dtype`."""
-    taps = np.ascontiguousarray(piece.weight_view(w), dtype)
-    return taps.reshape(piece.groups, piece.out_channels, piece.reduction)
+    view = piece.weight_view(w)
+    return np.ascontiguousarray(view, dtype).reshape(view.shape[0], view.shape[1], piece.reduction)

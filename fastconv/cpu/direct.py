@@ -43,8 +43,8 @@ _SUMS = 48 << 10  # sums of one task, over all its channels, which share what wa
 _STRIP = 6  # vectors of a line that all channels use before going on to the next ones
 _LONGEST = 1 << 19  # elements of a line of several taps, beyond which each gets its own
 
-# Seconds for a product, a pass of the inner loop, an element staged, a result, a task (bench/fit_costs.py); for a call.
-_RATES = (3.0e-11, 3.1e-8, 1.8e-9, 1.5e-9, 4e-7)
+# Seconds for a product, a tile, an element staged, a result, a task (bench/fit_costs.py); for a call.
+_RATES = (4.3e-11, 5.9e-8, 1.5e-9, 1e-9, 7e-7)
 _CALL = 2e-5
 
 #: How a correlation is cut: `blocks` tasks along channels, height and width, of so many channels, rows and columns;

@@ -34,7 +34,7 @@ _SHARES = 16  # a tile takes at most this part of the workspace: so many threads
 _LONGEST = 4 << 20  # bytes of the patches of a single position, beyond which there is nothing to tile
 
 # Seconds for a product, an element packed, a result, a matrix product, a task (bench/fit_costs.py); for a call.
-_RATES = (3.8e-11, 2.3e-9, 1.1e-9, 6.3e-7, 2e-5)
+_RATES = (4.3e-11, 2.7e-9, 1e-9, 1.9e-6, 2e-5)
 _CALL = 4e-5
 _COST_WORKSPACE = 64 << 20
 

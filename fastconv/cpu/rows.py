@@ -6,6 +6,7 @@ side by side take loops of their own, which LLVM vectorises.
 
 from __future__ import annotations
 
+import numpy as np
 from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic
 
@@ -34,9 +35,10 @@ def read_row(row, first, step, mode, half, out):  # type: ignore[no-untyped-def]
     high = max(min(after, out.shape[0]), low)
     _read_padding(row, first, step, mode, half, out, 0, low)
     if step == 1 and row.strides[0] == row.itemsize:
-        inside = _contiguous(row)
-        for i in range(low, high):
-            out[i] = load(inside[first + i], half)
+        # Unsigned, lest Numba look for negative indices, which keeps LLVM from vectorising.
+        inside, source, target = _contiguous(row), np.uintp(first + low), np.uintp(low)
+        for i in range(np.uintp(high - low)):
+            out[target + i] = load(inside[source + i], half)
     else:
         for i in range(low, high):
             out[i] = load(row[first + i * step], half)

@@ -76,6 +76,16 @@ def test_one_layer_takes_inputs_of_any_size_and_dtype():
                     assert layer(x).tobytes() == expected.tobytes()
 
 
+def test_a_transposed_layer_takes_inputs_too_small_for_every_residue_of_its_stride():
+    """One output has one residue class of two; the weight packed for it must not be taken for the larger input."""
+    w = normal(2, 3, 1)
+    for algorithm in algorithms("cpu"):
+        layer = fastconv.ConvTranspose1d(w, stride=2, algorithm=algorithm.name)
+        for length in (1, 5, 1):
+            x = normal(2, length)
+            np.testing.assert_array_equal(layer(x), fastconv.conv_transpose1d(x, w, stride=2, algorithm=algorithm.name))
+
+
 def test_out_and_residual():
     x, w, residual = normal(2, 3, 8, 8), normal(4, 3, 3, 3), normal(2, 4, 6, 6)
     layer = fastconv.Conv2d(w, activation="relu")

@@ -280,9 +280,8 @@ class _Piece:
 
 
 class _DirectPlan(Plan):
-    pack_key = "direct"
-
     def __init__(self, problem: ConvProblem) -> None:
+        self.pack_key = f"tiles of {[piece.taps for piece in lower(problem)]}"
         self._kernel, self._arrange = _compiled(problem.dtype, problem.result_dtype, problem.accumulator_dtype)
         self._accumulator = named_dtype(problem.accumulator_dtype)
         self._pieces = [_Piece(piece, self._accumulator) for piece in lower(problem)]

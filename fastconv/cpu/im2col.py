@@ -91,9 +91,8 @@ _pack_kernel, _finish_kernel = Kernel(_pack), Kernel(_finish)
 
 
 class _Im2colPlan(Plan):
-    pack_key = "im2col"
-
     def __init__(self, problem: ConvProblem, workspace_limit: int) -> None:
+        self.pack_key = f"matrices of {[piece.taps for piece in lower(problem)]}"
         dtype, result = named_dtype(problem.dtype), named_dtype(problem.result_dtype)
         self._accumulator = accumulator = named_dtype(problem.accumulator_dtype)
         geometry = records(GEOMETRY)

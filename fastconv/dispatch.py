@@ -190,22 +190,22 @@ def adopt_all(names: tuple[str, ...], values: tuple[Any, ...]) -> tuple[list[Any
     TypeError
         If one is no array, or they live on different devices.
     """
-    first, kind = adopt(names[0], values[0])
-    adopted = [first]
-    for name, value in zip(names[1:], values[1:], strict=True):
-        if value is None and name != names[1]:
-            adopted.append(None)
+    adopted: list[Any] = [None] * len(values)
+    adopted[0], kind = adopt(names[0], values[0])
+    for i in range(1, len(values)):
+        value = values[i]
+        if value is None and i > 1:
             continue
-        array, its = adopt(name, value)
-        if name == "out" and array is not value and array.flags.owndata:
+        array, its = adopt(names[i], value)
+        if names[i] == "out" and array is not value and array.flags.owndata:
             raise TypeError(
                 f"out is a {type(value).__name__} that was copied: expected an aligned array of native byte order"
             )
-        adopted.append(array)
+        adopted[i] = array
         if its.device != kind.device:
             raise TypeError(
-                f"{name} is a {its.library} array on the {its.device}, but {names[0]} is a {kind.library} array on the "
-                f"{kind.device}: expected both on one device"
+                f"{names[i]} is a {its.library} array on the {its.device}, but {names[0]} is a {kind.library} array on "
+                f"the {kind.device}: expected both on one device"
             )
     return adopted, kind
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from fastconv.dispatch import Execution, adopt_all, prepare
 from fastconv.problem import ConvProblem, compute_dtype
 from fastconv.settings import workspace_limit
 
-# Executions by the caller's own arguments, so that a repeated call skips reading them again.
-_RECENT: dict[Any, Execution] = {}
+# Executions by the caller's own arguments, so that a repeated call skips reading them again; with the options they
+# were made from.
+_RECENT: dict[Any, tuple[Execution, tuple[Any, ...]]] = {}
 _RECENT_MOST = 4096
 
 
@@ -452,26 +454,27 @@ def lookup(
     """The execution for adopted :data:`OPERANDS` and the options of a function, in its order; remembered."""
     x, w, bias, residual, _ = arrays
     has_bias, has_residual = bias is not None, residual is not None
-    # 1, 1.0 and True are equal keys but not equally good arguments: the types tell them apart.
     key = (op, ndim, x.shape, x.dtype, w.shape, w.dtype, has_bias, has_residual, kind.device, device, algorithm,
-           workspace_limit(), options, _types(options))  # fmt: skip
+           workspace_limit(), options)  # fmt: skip
     try:
-        execution = _RECENT.get(key)
+        recent = _RECENT.get(key)
     except TypeError:  # a list among the options cannot be a key; as tuples it can
         return lookup(op, ndim, arrays, kind, _freeze(algorithm), _freeze(device), _freeze(options))
-    if execution is None:
-        names, build = {
-            "forward": (_FORWARD_OPTIONS, ConvProblem.forward),
-            "input_grad": (_TRANSPOSED_OPTIONS, ConvProblem.transposed),
-        }[op]
-        problem = build(
-            ndim, x.shape, w.shape, dtype=compute_dtype(x.dtype, w.dtype), bias=has_bias, residual=has_residual,
-            **dict(zip(names, options, strict=True)),
-        )  # fmt: skip
-        execution = prepare(problem, kind.device, device, algorithm)
-        if len(_RECENT) >= _RECENT_MOST:
-            _RECENT.clear()
-        _RECENT[key] = execution
+    # 1, 1.0 and True are equal keys but not equally good arguments; nearly always the very same objects come again.
+    if recent is not None and (all(map(is_, options, recent[1])) or _types(options) == _types(recent[1])):
+        return recent[0]
+    names, build = {
+        "forward": (_FORWARD_OPTIONS, ConvProblem.forward),
+        "input_grad": (_TRANSPOSED_OPTIONS, ConvProblem.transposed),
+    }[op]
+    problem = build(
+        ndim, x.shape, w.shape, dtype=compute_dtype(x.dtype, w.dtype), bias=has_bias, residual=has_residual,
+        **dict(zip(names, options, strict=True)),
+    )  # fmt: skip
+    execution = prepare(problem, kind.device, device, algorithm)
+    if len(_RECENT) >= _RECENT_MOST:
+        _RECENT.clear()
+    _RECENT[key] = execution, options
     return execution
 
 

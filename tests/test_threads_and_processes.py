@@ -33,6 +33,9 @@ LARGE = {
 
 
 def compute(algorithm, problem, arrays):
+    reason = algorithm.why_not(problem)
+    if reason is not None:
+        pytest.skip(reason)
     out = np.empty(problem.result_shape, numpy_dtype(problem.result_dtype))
     algorithm.apply(problem, *arrays[:2], out, *arrays[2:])
     return out
@@ -64,8 +67,8 @@ def test_the_same_call_gives_the_same_bits(algorithm, dtype):
 
 @each_algorithm
 def test_eight_callers_at_once(algorithm):
-    cases = [(p, make_operands(p)) for p in LARGE.values()] * 8
-    expected = [compute(algorithm, *case).tobytes() for case in cases[: len(LARGE)]] * 8
+    once = [(p, make_operands(p)) for p in LARGE.values() if algorithm.why_not(p) is None]
+    cases, expected = once * 8, [compute(algorithm, *case).tobytes() for case in once] * 8
     together = threading.Barrier(8)
 
     def run(index):
@@ -187,7 +190,7 @@ def test_a_child_does_not_wait_for_a_lock_that_was_held_at_the_fork(lock):
 
     def child():
         with fastconv.threads(64):
-            for algorithm in algorithms("cpu"):
+            for algorithm in (a for a in algorithms("cpu") if a.why_not(p) is None):
                 assert error(p, compute(algorithm, p, arrays), *arrays) <= algorithm.tolerance(p)
 
     with getattr(modules[module], name):

@@ -102,7 +102,6 @@ class Execution:
         self.device = algorithm.device
         self.plan = algorithm.plan(problem, settings.workspace_limit())
         self._views = Views(problem)
-        self._shapes = problem.operand_shapes
         self._shape = problem.result_shape
         self._channels = (problem.result_channels,)
         self._dtype = named_dtype(problem.dtype)

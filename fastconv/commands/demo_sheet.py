@@ -27,6 +27,7 @@ def draw(file: Path, photo: Array, measured: list[Measured]) -> None:
     from matplotlib import pyplot as plt
 
     import fastconv
+
     height, width = photo.shape[1:]
     cells = [("photograph", f"x, {width} x {height} pixels, in colour or grey", photo.transpose(1, 2, 0))]
     cells += [(p.title, _caption(m), _picture(m.result, p)) for m in measured for p in m.call.panels]

@@ -118,12 +118,13 @@ def _text(value: Any) -> str:
 def _cpu() -> dict[str, Any]:
     import llvmlite.binding as llvm
 
+    from fastconv import machine
+
     features = llvm.get_host_cpu_features()
-    bits = 512 if features.get("avx512f") else 256 if features.get("avx2") else 128
     return {
         "cpu_name_of_llvm": llvm.get_host_cpu_name(),
         "cpu_features": [name for name in _FEATURES if features.get(name)],
-        "vector_bits": bits,
+        "vector_bits": 8 * machine.vector_bytes(),
     }
 
 

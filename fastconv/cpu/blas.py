@@ -40,11 +40,6 @@ def _openblas() -> tuple[Any, Any] | None:
     return None
 
 
-def controlled() -> bool:
-    """Whether :func:`one_thread` has any effect here."""
-    return _openblas() is not None
-
-
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Hold NumPy's BLAS at one thread; the last of concurrent users to leave restores what was before."""

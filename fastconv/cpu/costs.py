@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from fastconv.machine import Machine
 
-#: The rates were measured on one core of an AMD EPYC 7003 (Zen 3, AVX2: 8 float32 lanes), which has this peak.
+#: The rates were measured on one core of an AMD EPYC 7003 (Zen 3, AVX2: 8 float32 lanes), whose nominal peak is this.
 REFERENCE_FLOPS = 8 * 2 * 2 * 3.5e9
 
 # A complex product is four real ones; other widths fill a vector with fewer elements.

@@ -26,12 +26,13 @@ from numba.extending import overload
 from fastconv.arrays import named_dtype
 from fastconv.cpu import parallel
 from fastconv.cpu.costs import seconds
-from fastconv.cpu.elements import HALF_FORMATS, activation_arguments, resolve
-from fastconv.cpu.jit import Kernel, array, as_bits, contiguous_taps, records
-from fastconv.cpu.microkernel import multiply_tile, padded, tile_channels, vector_bytes
+from fastconv.cpu.elements import resolve
+from fastconv.cpu.jit import Kernel, array, contiguous_taps, records
+from fastconv.cpu.microkernel import multiply_tile, padded, tile_channels
+from fastconv.cpu.plan import PiecewisePlan
 from fastconv.cpu.rows import add_row, read_row, write_row
 from fastconv.lowering import GEOMETRY, Correlation, lower
-from fastconv.machine import Machine
+from fastconv.machine import Machine, vector_bytes
 from fastconv.problem import ConvProblem
 from fastconv.registry import Algorithm, Plan, register
 from fastconv.settings import available_cores, get_num_threads
@@ -208,11 +209,11 @@ class _Line:
         return self.parts[0] * self.parts[1] * (self.rows + self.extra) * self.period
 
 
-class _Piece:
-    """A correlation cut into tasks."""
+class _Cut:
+    """How a correlation is cut into tasks."""
 
     def __init__(self, correlation: Correlation, accumulator: np.dtype[Any]) -> None:
-        self.correlation = c = correlation
+        self._correlation = c = correlation
         depth, height, width = c.count
         columns = min(width, _WIDTH)
         line = self._line(columns)
@@ -246,7 +247,7 @@ class _Piece:
 
     def _line(self, columns: int) -> _Line:
         """One line for all taps of a channel and kd; one for each tap where dilation would make that very long."""
-        c = self.correlation
+        c = self._correlation
         apart = _Line(1, (1, 1), 0, columns, self._rows(columns))
         taps = c.kernel[1] * c.kernel[2]
         if taps <= 1:
@@ -259,7 +260,7 @@ class _Piece:
 
     def _rows(self, period: int) -> int:
         """Rows of a task: as many as make a line, but not all of a small image, lest threads be idle."""
-        c = self.correlation
+        c = self._correlation
         spread = -(-2 * c.batch * c.groups * c.count[0] * c.count[1] // _tasks())
         return max(min(_LINE // period, spread, c.count[1]), 1)
 
@@ -267,57 +268,42 @@ class _Piece:
         """Where each tap of a line begins."""
         if line.taps == 1:
             return np.zeros(1, np.int64)
-        c, (parts_h, parts_w) = self.correlation, line.parts
+        c, (parts_h, parts_w) = self._correlation, line.parts
         h = np.arange(c.kernel[1])[:, None] * c.dilation[1]
         w = np.arange(c.kernel[2]) * c.dilation[2]
         return ((h % parts_h * parts_w + w % parts_w) * part + h // parts_h * line.period + w // parts_w).ravel()
 
     def _channels(self, spatial_tasks: int, pitch: int) -> int:
         """Output channels of a task: whole tiles, as many as share the staging without leaving threads idle."""
-        c = self.correlation
+        c = self._correlation
         wanted = max(min(_SUMS // pitch, c.out_channels * spatial_tasks // _tasks()), self.tile)
         return max(min(-(-wanted // self.tile) * self.tile, c.out_channels), 1)
 
 
-class _DirectPlan(Plan):
+class _DirectPlan(PiecewisePlan):
     def __init__(self, problem: ConvProblem) -> None:
-        self.pack_key = f"tiles of {[piece.taps for piece in lower(problem)]}"
+        accumulator = named_dtype(problem.accumulator_dtype)
+        super().__init__(problem, [_Cut(piece, accumulator) for piece in lower(problem)])
         self._kernel, self._arrange = _compiled(problem.dtype, problem.result_dtype, problem.accumulator_dtype)
-        self._accumulator = named_dtype(problem.accumulator_dtype)
-        self._pieces = [_Piece(piece, self._accumulator) for piece in lower(problem)]
-        self._half = HALF_FORMATS.get(problem.dtype, 0)
-        self._activation = activation_arguments(problem)
-        self._no_bias = np.empty(0, self._accumulator)
-        self._no_residual = as_bits(np.empty((0,) * 6, named_dtype(problem.result_dtype)))
 
     def pack(self, w: Any) -> Any:
         """For each piece, its taps in the order in which tiles use them."""
-        return [self._pack_piece(piece, w) for piece in self._pieces]
+        return [self._pack_piece(piece, cut, w) for piece, cut in zip(self._pieces, self._cuts, strict=True)]
 
-    def _pack_piece(self, piece: _Piece, w: Any) -> Any:
-        taps = contiguous_taps(piece.correlation, w, self._accumulator)
+    def _pack_piece(self, piece: Correlation, cut: _Cut, w: Any) -> Any:
+        taps = contiguous_taps(piece, w, self._accumulator)
         tiles = np.empty((taps.shape[0], taps.shape[1] * taps.shape[2]), self._accumulator)
-        tasks = taps.shape[0] * -(-taps.shape[1] // piece.tile)
-        parallel.run(lambda first, last: self._arrange(first, last, taps, piece.tile, tiles), tasks, taps.size)
+        tasks = taps.shape[0] * -(-taps.shape[1] // cut.tile)
+        parallel.run(lambda first, last: self._arrange(first, last, taps, cut.tile, tiles), tasks, taps.size)
         return tiles
 
-    def run(self, x: Any, packed: Any, y: Any, bias: Any, residual: Any) -> None:
-        bias = self._no_bias if bias is None else bias
-        x, y = as_bits(x), as_bits(y)
-        residual = self._no_residual if residual is None else as_bits(residual)
-        for piece, weights in zip(self._pieces, packed, strict=True):
-            self._run_piece(piece, weights, x, y, bias, residual)
-
-    def _run_piece(self, piece: _Piece, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
-        c = piece.correlation
-        y, residual = c.target_view(y), c.target_view(residual)
-
+    def _run_piece(self, piece: Correlation, cut: _Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
         def work(first: int, last: int) -> None:
-            memory = parallel.scratch(piece.scratch, self._accumulator)
-            self._kernel(first, last, x, weights, y, bias, residual, c.geometry, piece.blocking, piece.offsets, memory,
+            memory = parallel.scratch(cut.scratch, self._accumulator)
+            self._kernel(first, last, x, weights, y, bias, residual, piece.geometry, cut.blocking, cut.offsets, memory,
                          self._half, *self._activation)  # fmt: skip
 
-        parallel.run(work, piece.tasks, c.macs)
+        parallel.run(work, cut.tasks, piece.macs)
 
 
 class Direct(Algorithm):
@@ -331,13 +317,13 @@ class Direct(Algorithm):
 
     def cost(self, problem: ConvProblem, machine: Machine) -> float:
         dtype = problem.accumulator_dtype
-        pieces = [_Piece(piece, named_dtype(dtype)) for piece in lower(problem)]
+        cuts = [_Cut(piece, named_dtype(dtype)) for piece in lower(problem)]
         peak = machine.flops / machine.cores
-        return _CALL + sum(seconds(*piece.work, _RATES, machine, piece.tasks, dtype, peak) for piece in pieces)
+        return _CALL + sum(seconds(*cut.work, _RATES, machine, cut.tasks, dtype, peak) for cut in cuts)
 
     def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:
         accumulator = named_dtype(problem.accumulator_dtype)
-        scratch = max((_Piece(piece, accumulator).scratch for piece in lower(problem)), default=0)
+        scratch = max((_Cut(piece, accumulator).scratch for piece in lower(problem)), default=0)
         return scratch * accumulator.itemsize * get_num_threads()
 
     def plan(self, problem: ConvProblem, workspace_limit: int) -> Plan:

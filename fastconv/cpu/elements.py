@@ -14,9 +14,6 @@ from fastconv.arrays import named_dtype
 from fastconv.cpu.jit import inline
 from fastconv.problem import PADDING_MODES, Activation, ConvProblem
 
-#: Which half type 16 bits are; 0 where they are not one.
-HALF_FORMATS = {"float16": 1, "bfloat16": 2}
-
 _REFLECT, _REPLICATE, _CIRCULAR = (PADDING_MODES.index(m) for m in ("reflect", "replicate", "circular"))
 CLIP, _LEAKY, _SIGMOID, _TANH, _SILU, _GELU = range(1, 7)
 
@@ -25,10 +22,9 @@ def activation_arguments(problem: ConvProblem) -> tuple[int, np.ndarray[Any, Any
     """The code and the two parameters of a problem's activation, as kernels take them."""
     act, dtype = problem.activation, named_dtype(problem.accumulator_dtype)
     parameters = np.zeros(2, dtype)
-    if dtype.kind == "i":  # the integers that lie in the range
+    if dtype.kind == "i":  # the bounds are integers of this dtype, or infinite
         limits = np.iinfo(dtype)
-        parameters[0] = limits.min if act.a <= limits.min else min(math.ceil(act.a), limits.max)
-        parameters[1] = limits.max if act.b >= limits.max else max(math.floor(act.b), limits.min)
+        parameters[:] = [int(min(max(bound, limits.min), limits.max)) for bound in (act.a, act.b)]
     elif dtype.kind == "f":
         parameters[:] = act.a, act.b
     return act.code, parameters
@@ -79,7 +75,7 @@ def _bfloat16_of_float(value):  # type: ignore[no-untyped-def]
 
 
 def load(value: Any, half: int) -> Any:
-    """Widen a stored element to the accumulator's dtype; `half` is a :data:`HALF_FORMATS` code."""
+    """Widen a stored element to the accumulator's dtype; `half` is a :data:`fastconv.cpu.jit.HALF_FORMATS` code."""
     raise NotImplementedError("only inside kernels")
 
 

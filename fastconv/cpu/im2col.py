@@ -19,8 +19,9 @@ from fastconv.arrays import named_dtype
 from fastconv.cpu import parallel
 from fastconv.cpu.blas import one_thread
 from fastconv.cpu.costs import REFERENCE_FLOPS, seconds
-from fastconv.cpu.elements import HALF_FORMATS, activation_arguments, resolve
-from fastconv.cpu.jit import Kernel, array, as_bits, contiguous_taps, records
+from fastconv.cpu.elements import resolve
+from fastconv.cpu.jit import Kernel, array, contiguous_taps, records
+from fastconv.cpu.plan import PiecewisePlan
 from fastconv.cpu.rows import add_row, read_row, write_row
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.machine import Machine
@@ -90,11 +91,11 @@ def _finish(y, sums, n, begin, bias, residual, geometry, half, activation, param
 _pack_kernel, _finish_kernel = Kernel(_pack), Kernel(_finish)
 
 
-class _Im2colPlan(Plan):
+class _Im2colPlan(PiecewisePlan):
     def __init__(self, problem: ConvProblem, workspace_limit: int) -> None:
-        self.pack_key = f"matrices of {[piece.taps for piece in lower(problem)]}"
         dtype, result = named_dtype(problem.dtype), named_dtype(problem.result_dtype)
-        self._accumulator = accumulator = named_dtype(problem.accumulator_dtype)
+        accumulator = named_dtype(problem.accumulator_dtype)
+        super().__init__(problem, [_tile(piece, accumulator.itemsize, workspace_limit) for piece in lower(problem)])
         geometry = records(GEOMETRY)
         matrix = array(accumulator, 3, contiguous=True, readonly=False)
         vector = array(accumulator, 1, contiguous=True)
@@ -104,27 +105,16 @@ class _Im2colPlan(Plan):
             array(result, 6, readonly=False), matrix, index, index, vector, array(result, 6), geometry, index, index,
             vector,
         )  # fmt: skip
-        self._pieces = [(piece, _tile(piece, accumulator.itemsize, workspace_limit)) for piece in lower(problem)]
-        self._half = HALF_FORMATS.get(problem.dtype, 0)
-        self._activation = activation_arguments(problem)
-        self._no_bias = np.empty(0, accumulator)
-        self._no_residual = np.empty((0,) * 6, result)
 
     def pack(self, w: Any) -> Any:
         """For each piece, its taps as a contiguous (G, O, taps) matrix."""
-        return [contiguous_taps(piece, w, self._accumulator) for piece, _ in self._pieces]
+        return [contiguous_taps(piece, w, self._accumulator) for piece in self._pieces]
 
     def run(self, x: Any, packed: Any, y: Any, bias: Any, residual: Any) -> None:
-        bias = self._no_bias if bias is None else bias
-        residual = self._no_residual if residual is None else residual
-        x, y, residual = as_bits(x), as_bits(y), as_bits(residual)
         with one_thread():
-            for (piece, tile), weights in zip(self._pieces, packed, strict=True):
-                self._run_piece(piece, tile, weights, x, piece.target_view(y), bias, piece.target_view(residual))
+            super().run(x, packed, y, bias, residual)
 
-    def _run_piece(
-        self, piece: Correlation, tile: int, weights: Any, x: Any, y: Any, bias: Any, residual: Any
-    ) -> None:  # fmt: skip
+    def _run_piece(self, piece: Correlation, tile: int, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
         tiles = -(-piece.positions // tile)
 
         def work(first: int, last: int) -> None:

@@ -21,7 +21,8 @@ from numba.np.numpy_support import from_dtype
 
 from fastconv.lowering import Correlation
 
-_HALVES = ("float16", "bfloat16")
+#: Which half type 16 bits are; 0 where they are not one.
+HALF_FORMATS = {"float16": 1, "bfloat16": 2}
 
 
 @cache
@@ -65,7 +66,7 @@ inline = njit(inline="never", error_model="numpy", fastmath={"contract"})
 
 def array(dtype: np.dtype[Any], ndim: int, *, readonly: bool = True, contiguous: bool = False) -> types.Array:
     """The Numba type of an array argument. Half types travel as their bits, 16-bit unsigned integers."""
-    stored = np.dtype(np.uint16) if dtype.name in _HALVES else dtype
+    stored = np.dtype(np.uint16) if dtype.name in HALF_FORMATS else dtype
     return types.Array(from_dtype(stored), ndim, "C" if contiguous else "A", readonly=readonly)
 
 
@@ -76,7 +77,7 @@ def records(dtype: np.dtype[Any]) -> types.Array:
 
 def as_bits(a: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """`a` as kernels see it: half types as their bits."""
-    return a.view(np.uint16) if a.dtype.itemsize == 2 and a.dtype.name in _HALVES else a
+    return a.view(np.uint16) if a.dtype.itemsize == 2 and a.dtype.name in HALF_FORMATS else a
 
 
 def contiguous_taps(piece: Correlation, w: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:

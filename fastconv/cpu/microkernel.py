@@ -23,20 +23,15 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastconv.machine import vector_bytes
+
 _INDEX = ir.IntType(64)
 _POINTER = ir.PointerType()
 
 
 @cache
-def vector_bytes() -> int:
-    """Bytes of the widest vector of this CPU."""
-    features = llvm.get_host_cpu_features()
-    return 64 if features.get("avx512f") else 32 if features.get("avx2") else 16
-
-
-@cache
 def _registers() -> int:
-    few = llvm.get_process_triple().startswith(("x86_64", "i")) and not llvm.get_host_cpu_features().get("avx512f")
+    few = llvm.get_process_triple().startswith(("x86_64", "i")) and vector_bytes() < 64  # more came with AVX-512
     return 16 if few else 32
 
 

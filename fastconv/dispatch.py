@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -33,9 +34,18 @@ def why_no_gpu() -> str | None:
     return runtime.why_no_gpu()
 
 
+def predicted(algorithm: Algorithm, problem: ConvProblem, *, prepared: bool) -> float:
+    """Predicted seconds of a call: of a prepared layer, or of a function, which packs the weight each time."""
+    here = machine_of(algorithm.device)
+    seconds = algorithm.cost(problem, here)
+    return seconds if prepared else seconds + algorithm.pack_cost(problem, here)
+
+
 @lru_cache(maxsize=4096)
-def choose(problem: ConvProblem, device: str = "cpu", algorithm: str = "auto") -> Algorithm:
+def choose(problem: ConvProblem, device: str = "cpu", algorithm: str = "auto", *, prepared: bool = False) -> Algorithm:
     """The algorithm to run `problem` with on ``"cpu"`` or ``"gpu"``: the named one, or the one predicted fastest.
+
+    The fastest may differ between a function and a `prepared` layer, whose weight is packed beforehand.
 
     Raises
     ------
@@ -51,10 +61,10 @@ def choose(problem: ConvProblem, device: str = "cpu", algorithm: str = "auto") -
             raise ValueError(f"algorithm={algorithm!r} cannot compute {problem}: {reason}")
         return known[algorithm]
     willing = [a for a in known.values() if a.why_not(problem) is None]
-    return min(willing, key=lambda a: a.cost(problem, machine_of(device)))
+    return min(willing, key=lambda a: predicted(a, problem, prepared=prepared))
 
 
-def place(problem: ConvProblem, device: str, home: str) -> str:
+def place(problem: ConvProblem, device: str, home: str, *, prepared: bool = False) -> str:
     """Where to compute, ``"cpu"`` or ``"gpu"``, for arrays that live on `home`.
 
     Raises
@@ -73,18 +83,18 @@ def place(problem: ConvProblem, device: str, home: str) -> str:
         if reason is not None:
             raise ValueError(f"device='gpu': {reason}")
         return "gpu"
-    return "gpu" if device == "auto" and _gpu_pays(problem) else "cpu"
+    return "gpu" if device == "auto" and _gpu_pays(problem, prepared) else "cpu"
 
 
-def _gpu_pays(problem: ConvProblem) -> bool:
-    on_cpu = choose(problem, "cpu").cost(problem, machine.cpu())
+def _gpu_pays(problem: ConvProblem, prepared: bool) -> bool:
+    on_cpu = predicted(choose(problem, "cpu", prepared=prepared), problem, prepared=prepared)
     if on_cpu < _GPU_WORTH_ASKING or why_no_gpu() is not None:
         return False
-    gpu = machine.gpu()
-    itemsize = named_dtype(problem.dtype).itemsize
-    moved = sum(int(np.prod(shape)) for shape in (*problem.operand_shapes, problem.result_shape)) * itemsize
-    on_gpu = choose(problem, "gpu").cost(problem, gpu) + moved / gpu.transfer
-    return on_cpu > _GPU_ADVANTAGE * on_gpu
+    x, w = problem.operand_shapes
+    moved = (x, problem.result_shape) if prepared else (x, w, problem.result_shape)
+    transfer = sum(map(math.prod, moved)) * named_dtype(problem.dtype).itemsize / machine.gpu().transfer
+    on_gpu = predicted(choose(problem, "gpu", prepared=prepared), problem, prepared=prepared)
+    return on_cpu > _GPU_ADVANTAGE * (on_gpu + transfer)
 
 
 class Execution:
@@ -172,13 +182,16 @@ def _cupy() -> Any:
 
 
 @lru_cache(maxsize=4096)
-def _execution(problem: ConvProblem, device: str, algorithm: str, workspace_limit: int) -> Execution:
-    return Execution(problem, choose(problem, device, algorithm))
+def _execution(problem: ConvProblem, device: str, algorithm: str, prepared: bool, workspace_limit: int) -> Execution:
+    return Execution(problem, choose(problem, device, algorithm, prepared=prepared))
 
 
-def prepare(problem: ConvProblem, home: str, device: str = "auto", algorithm: str = "auto") -> Execution:
-    """The execution of `problem` for arrays that live on `home`; cached."""
-    return _execution(problem, place(problem, device, home), algorithm, settings.workspace_limit())
+def prepare(
+    problem: ConvProblem, home: str, device: str = "auto", algorithm: str = "auto", *, prepared: bool = False
+) -> Execution:
+    """The execution of `problem` for arrays that live on `home`, with the weight `prepared` or not; cached."""
+    at = place(problem, device, home, prepared=prepared)
+    return _execution(problem, at, algorithm, prepared, settings.workspace_limit())
 
 
 def adopt_all(names: tuple[str, ...], values: tuple[Any, ...]) -> tuple[list[Any], Kind]:

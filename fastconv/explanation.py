@@ -9,19 +9,30 @@ import numpy as np
 
 from fastconv import settings
 from fastconv.arrays import named_dtype
-from fastconv.dispatch import choose, machine_of, place, why_no_gpu
+from fastconv.dispatch import choose, place, predicted, why_no_gpu
 from fastconv.problem import ConvProblem, compute_dtype, ndim_of
 from fastconv.registry import Algorithm, algorithms
 
 
 @dataclass(frozen=True)
+class Form:
+    """An algorithm in one form of a convolution: its predicted seconds, and whether it is the one chosen."""
+
+    seconds: float
+    chosen: bool
+
+    def __str__(self) -> str:
+        return f"{'->' if self.chosen else '  '} {self.seconds * 1e3:.3g} ms"
+
+
+@dataclass(frozen=True)
 class Row:
-    """What :func:`explain` says of one algorithm."""
+    """What :func:`explain` says of one algorithm: as a function call, and as a prepared layer (its weight packed)."""
 
     algorithm: str
     device: str
-    chosen: bool
-    predicted_seconds: float | None
+    call: Form | None
+    prepared: Form | None
     workspace_bytes: int | None
     tolerance: float | None
     why_not: str | None
@@ -35,15 +46,14 @@ class Explanation:
     rows: tuple[Row, ...]
 
     def __str__(self) -> str:
-        head = ("", "algorithm", "predicted", "workspace", "tolerance", "")
-        lines = [head]
+        lines = [("algorithm", "   call", "   prepared", "workspace", "tolerance", "")]
         for row in self.rows:
-            mark, name = "->" if row.chosen else "", f"{row.device} {row.algorithm}"
-            if row.predicted_seconds is None or row.workspace_bytes is None or row.tolerance is None:
-                lines.append((mark, name, "-", "-", "-", f"declines: {row.why_not}"))
+            name = f"{row.device} {row.algorithm}"
+            if row.workspace_bytes is None:
+                lines.append((name, "   -", "   -", "-", "-", f"declines: {row.why_not}"))
                 continue
-            time, space = f"{row.predicted_seconds * 1e3:.3g} ms", f"{row.workspace_bytes / 2**20:.3g} MiB"
-            lines.append((mark, name, time, space, f"{row.tolerance:.1e}", ""))
+            space = f"{row.workspace_bytes / 2**20:.3g} MiB"
+            lines.append((name, str(row.call), str(row.prepared), space, f"{row.tolerance:.1e}", ""))
         widths = [max(len(line[i]) for line in lines) for i in range(5)]
         table = ["  ".join([*(c.ljust(n) for c, n in zip(line, widths, strict=False)), line[5]]) for line in lines]
         return "\n".join([str(self.problem), *(line.rstrip() for line in table)])
@@ -79,8 +89,9 @@ def explain(
     Returns
     -------
     Explanation
-        Its ``rows`` hold, for each algorithm, whether it is chosen, its predicted seconds, workspace bytes and promised
-        tolerance, or why it declines; ``print`` shows them as a table.
+        Its ``rows`` hold, for each algorithm, predicted seconds and whether it is chosen, both for a ``call`` of the
+        function, which packs the weight, and for a ``prepared`` layer, whose weight is packed; workspace bytes and
+        promised tolerance; or why it declines. ``print`` shows them as a table.
 
     Raises
     ------
@@ -93,23 +104,28 @@ def explain(
     >>> explanation = fastconv.explain((1, 64, 56, 56), (64, 64, 3, 3), padding=1)  # doctest: +ELLIPSIS
     conv2d (1, 64, 56, 56) * (64, 64, 3, 3) -> (1, 64, 56, 56) float32 padding=((1, 1), (1, 1))
     ...
-    >>> sum(row.chosen for row in explanation.rows)
-    1
+    >>> [row.algorithm for row in explanation.rows if row.call and row.call.chosen]  # doctest: +ELLIPSIS
+    [...]
     """
     numbers = named_dtype(dtype) if isinstance(dtype, str) else np.dtype(dtype)
     build = ConvProblem.transposed if transposed else ConvProblem.forward
     problem = build(ndim_of(w_shape), x_shape, w_shape, dtype=compute_dtype(numbers, numbers), **options)
-    chosen = choose(problem, place(problem, device, "cpu"), algorithm)
-    explanation = Explanation(problem, tuple(_row(a, problem, chosen) for at in ("cpu", "gpu") for a in algorithms(at)))
+    chosen = [
+        choose(problem, place(problem, device, "cpu", prepared=prepared), algorithm, prepared=prepared)
+        for prepared in (False, True)
+    ]
+    rows = (_row(a, problem, *chosen) for at in ("cpu", "gpu") for a in algorithms(at))
+    explanation = Explanation(problem, tuple(rows))
     print(explanation)
     return explanation
 
 
-def _row(candidate: Algorithm, problem: ConvProblem, chosen: Algorithm) -> Row:
+def _row(candidate: Algorithm, problem: ConvProblem, called: Algorithm, prepared: Algorithm) -> Row:
     name, device = candidate.name, candidate.device
     reason = candidate.why_not(problem) or (why_no_gpu() if device == "gpu" else None)
     if reason is not None:
-        return Row(name, device, False, None, None, None, reason)
-    predicted = candidate.cost(problem, machine_of(device))
+        return Row(name, device, None, None, None, None, reason)
+    call = Form(predicted(candidate, problem, prepared=False), candidate is called)
+    layer = Form(predicted(candidate, problem, prepared=True), candidate is prepared)
     workspace = candidate.workspace_bytes(problem, settings.workspace_limit())
-    return Row(name, device, candidate is chosen, predicted, workspace, candidate.tolerance(problem), None)
+    return Row(name, device, call, layer, workspace, candidate.tolerance(problem), None)

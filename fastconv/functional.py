@@ -449,17 +449,22 @@ def _call(
 
 
 def lookup(
-    op: str, ndim: int, arrays: list[Any], kind: Kind, algorithm: str, device: str, options: tuple[Any, ...]
-) -> Execution:
-    """The execution for adopted :data:`OPERANDS` and the options of a function, in its order; remembered."""
+    op: str, ndim: int, arrays: list[Any], kind: Kind, algorithm: str, device: str, options: tuple[Any, ...],
+    *, prepared: bool = False,
+) -> Execution:  # fmt: skip
+    """The execution for adopted :data:`OPERANDS` and the options of a function, in its order; remembered.
+
+    A layer's is `prepared`: called with its weight packed.
+    """
     x, w, bias, residual, _ = arrays
     has_bias, has_residual = bias is not None, residual is not None
     key = (op, ndim, x.shape, x.dtype, w.shape, w.dtype, has_bias, has_residual, kind.device, device, algorithm,
-           workspace_limit(), options)  # fmt: skip
+           prepared, workspace_limit(), options)  # fmt: skip
     try:
         recent = _RECENT.get(key)
     except TypeError:  # a list among the options cannot be a key; as tuples it can
-        return lookup(op, ndim, arrays, kind, _freeze(algorithm), _freeze(device), _freeze(options))
+        frozen = _freeze(algorithm), _freeze(device), _freeze(options)
+        return lookup(op, ndim, arrays, kind, *frozen, prepared=prepared)
     # 1, 1.0 and True are equal keys but not equally good arguments; nearly always the very same objects come again.
     if recent is not None and (all(map(is_, options, recent[1])) or _types(options) == _types(recent[1])):
         return recent[0]
@@ -471,7 +476,7 @@ def lookup(
         ndim, x.shape, w.shape, dtype=compute_dtype(x.dtype, w.dtype), bias=has_bias, residual=has_residual,
         **dict(zip(names, options, strict=True)),
     )  # fmt: skip
-    execution = prepare(problem, kind.device, device, algorithm)
+    execution = prepare(problem, kind.device, device, algorithm, prepared=prepared)
     if len(_RECENT) >= _RECENT_MOST:
         _RECENT.clear()
     _RECENT[key] = execution, options

@@ -44,7 +44,8 @@ class _Layer:
             Of the kind of `x`.
         """
         arrays, kind = adopt_all(OPERANDS, (x, self._w, self._bias, residual, out))
-        execution = lookup(self.op, self.ndim, arrays, kind, self._algorithm, self._device, self._options)
+        where = self._algorithm, self._device, self._options
+        execution = lookup(self.op, self.ndim, arrays, kind, *where, prepared=True)
         key = (execution.device, execution.problem.dtype, execution.plan.pack_key)
         packed = self._packed.get(key)
         if packed is None:

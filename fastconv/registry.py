@@ -64,7 +64,11 @@ class Algorithm(ABC):
 
     @abstractmethod
     def cost(self, problem: ConvProblem, machine: Machine) -> float:
-        """Predicted seconds."""
+        """Predicted seconds of a call whose weight is packed already."""
+
+    def pack_cost(self, problem: ConvProblem, machine: Machine) -> float:
+        """Predicted seconds that packing the weight takes; a prepared layer pays them once, a function in each call."""
+        return 0.0
 
     @abstractmethod
     def plan(self, problem: ConvProblem, workspace_limit: int) -> Plan:

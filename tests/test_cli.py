@@ -51,7 +51,7 @@ def test_info_tells_what_a_bug_report_needs():
 def test_explain_marks_the_choice():
     done = fastconv("explain", "--x", 1, 64, 56, 56, "--w", 64, 64, 3, 3, "--padding", "same", "--stride", 2)
     assert "(1, 64, 28, 28)" in done.stdout
-    assert done.stdout.count("->") == 2  # one in the problem, one before the algorithm chosen
+    assert done.stdout.count("->") == 3  # one in the problem, one before the time of the choice for each form
     done = fastconv(
         "explain", "--x", 1, 8, 9, "--w", 8, 4, 3, "--transposed", "--dtype", "float64", "--algorithm", "direct"
     )

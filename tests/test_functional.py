@@ -21,6 +21,8 @@ from fastconv.registry import algorithms
 RNG = np.random.default_rng(3)
 CONV = {1: fastconv.conv1d, 2: fastconv.conv2d, 3: fastconv.conv3d}
 CONV_TRANSPOSE = {1: fastconv.conv_transpose1d, 2: fastconv.conv_transpose2d, 3: fastconv.conv_transpose3d}
+CONV_LAYER = {1: fastconv.Conv1d, 2: fastconv.Conv2d, 3: fastconv.Conv3d}
+CONV_TRANSPOSE_LAYER = {1: fastconv.ConvTranspose1d, 2: fastconv.ConvTranspose2d, 3: fastconv.ConvTranspose3d}
 
 
 def whole(*shape, dtype=np.int32):
@@ -322,16 +324,22 @@ def test_explain_names_what_runs(x_shape, w_shape, options, capsys):
     assert str(explanation) in capsys.readouterr().out
     ours = [row for row in explanation.rows if row.device == "cpu"]
     assert [row.algorithm for row in ours] == [a.name for a in algorithms("cpu")]
-    (chosen,) = (row for row in explanation.rows if row.chosen)
-    assert chosen.predicted_seconds == min(row.predicted_seconds for row in ours if row.why_not is None)
+    chosen = {}
+    for form in ("call", "prepared"):
+        able = {row.algorithm: getattr(row, form) for row in ours if row.why_not is None}
+        (chosen[form],) = (name for name, time in able.items() if time.chosen)
+        assert able[chosen[form]].seconds == min(time.seconds for time in able.values())
     for row in explanation.rows:
         assert row.algorithm in str(explanation)
-        assert (row.why_not is None) == (row.predicted_seconds is not None)
+        assert (row.why_not is None) == (row.call is not None) == (row.prepared is not None)
     x, w = RNG.standard_normal(x_shape, np.float32), RNG.standard_normal(w_shape, np.float32)
     transposed = options.pop("transposed", False)
     function = (CONV_TRANSPOSE if transposed else CONV)[len(w_shape) - 2]
-    named = function(x, w, algorithm=chosen.algorithm, **options)
+    layer = (CONV_TRANSPOSE_LAYER if transposed else CONV_LAYER)[len(w_shape) - 2]
+    named = function(x, w, algorithm=chosen["call"], **options)
     assert function(x, w, device="cpu", **options).tobytes() == named.tobytes()
+    named = layer(w, algorithm=chosen["prepared"], **options)(x)
+    assert layer(w, device="cpu", **options)(x).tobytes() == named.tobytes()
 
 
 def test_explain_gives_the_reasons_of_those_who_decline():

@@ -1,5 +1,6 @@
-"""The prepared classes: the functions' results bit for bit, with a weight of their own."""
+"""The prepared classes: what functions give with the same algorithm, bit for bit, with a weight of their own."""
 
+import dataclasses
 import inspect
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +11,10 @@ from hypothesis import strategies as st
 from strategies import laid_out, operands, problems, public_call
 
 import fastconv
-from fastconv.registry import algorithms
+from fastconv import machine, registry
+from fastconv.dispatch import choose, predicted
+from fastconv.problem import ConvProblem
+from fastconv.registry import Algorithm, algorithms
 
 RNG = np.random.default_rng(4)
 LAYERS = {
@@ -35,13 +39,62 @@ def test_layers_equal_functions_bit_for_bit(data):
     x, w, bias, residual = data.draw(operands(p))
     w = laid_out(w, data.draw(st.sampled_from(["contiguous", "reversed", "fortran", "unaligned"])))
     algorithm = data.draw(st.sampled_from(["auto", *(a.name for a in algorithms("cpu") if a.why_not(p) is None)]))
-    arguments |= {"algorithm": algorithm, "device": "cpu"}
-    layer = LAYERS[name](w, bias, **arguments)
-    expected = getattr(fastconv, name)(x, w, bias, residual=residual, **arguments)
+    layer = LAYERS[name](w, bias, **arguments, algorithm=algorithm, device="cpu")
+    chosen = choose(p, "cpu", algorithm, prepared=True).name
+    expected = getattr(fastconv, name)(x, w, bias, residual=residual, **arguments, algorithm=chosen, device="cpu")
     for _ in range(2):
         result = layer(x, residual=residual)
         assert result.dtype == expected.dtype
         assert result.tobytes() == expected.tobytes()
+
+
+class PackedAtLeisure(Algorithm):
+    """`direct`, said to compute in no time what it took an hour to pack."""
+
+    name, device = "packed-at-leisure", "cpu"
+
+    def __init__(self):
+        self.planned = []
+
+    def why_not(self, problem):
+        return None
+
+    def cost(self, problem, machine):
+        return 0.0
+
+    def pack_cost(self, problem, machine):
+        return 3600.0
+
+    def plan(self, problem, workspace_limit):
+        self.planned.append(problem)
+        return choose(problem, "cpu", "direct").plan(problem, workspace_limit)
+
+
+def test_only_a_function_reckons_with_packing(monkeypatch):
+    slow = PackedAtLeisure()
+    algorithms("cpu")  # all found, before one is added
+    monkeypatch.setitem(registry._ALGORITHMS, (slow.device, slow.name), slow)
+    p = ConvProblem.forward(2, (1, 3, 11, 13), (5, 3, 3, 2))
+    assert choose(p, prepared=True) is slow
+    assert choose(p, prepared=False) is not slow
+    assert (predicted(slow, p, prepared=False), predicted(slow, p, prepared=True)) == (3600, 0)
+    explanation = fastconv.explain(p.x_shape, p.w_shape)
+    (row,) = (row for row in explanation.rows if row.algorithm == slow.name)
+    assert (row.call.chosen, row.prepared.chosen) == (False, True)
+    x, w = normal(*p.x_shape), normal(*p.w_shape)
+    called = fastconv.conv2d(x, w)
+    assert slow.planned == []
+    np.testing.assert_allclose(fastconv.Conv2d(w)(x), called, rtol=1e-4, atol=1e-5)
+    assert slow.planned == [p]
+
+
+@pytest.mark.parametrize("algorithm", algorithms("cpu"), ids=lambda a: a.name)
+def test_packing_costs_more_where_it_must_gather(algorithm):
+    p = ConvProblem.forward(2, (1, 32, 14, 14), (64, 32, 3, 3))
+    if algorithm.why_not(p) is None:
+        in_order = algorithm.pack_cost(p, machine.cpu())
+        gathered = algorithm.pack_cost(dataclasses.replace(p, flip_kernel=True), machine.cpu())
+        assert 0 <= in_order <= gathered
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -56,7 +109,7 @@ def test_layers_take_the_arguments_of_their_functions(name):
 @pytest.mark.parametrize("algorithm", ["auto", *(a.name for a in algorithms("cpu"))])
 def test_later_writes_to_the_callers_arrays_do_not_show(algorithm):
     x, w, bias = normal(1, 4, 9, 9), normal(6, 4, 3, 3), normal(6)
-    expected = fastconv.conv2d(x, w, bias, algorithm=algorithm)
+    expected = fastconv.Conv2d(w, bias, algorithm=algorithm)(x)
     used, unused = (fastconv.Conv2d(w, bias, algorithm=algorithm) for _ in range(2))
     used(x)
     w[:], bias[:] = 0, 0
@@ -72,7 +125,7 @@ def test_one_layer_takes_inputs_of_any_size_and_dtype():
             for dtype in (np.float32, np.float64, np.complex64):
                 for batch in ((), (2,), (2, 3)):
                     x = RNG.standard_normal((*batch, 2, length)).astype(dtype)
-                    expected = fastconv.conv1d(x, w, stride=2, padding="same")
+                    expected = fastconv.Conv1d(w, stride=2, padding="same")(x)
                     assert layer(x).tobytes() == expected.tobytes()
 
 
@@ -89,7 +142,7 @@ def test_a_transposed_layer_takes_inputs_too_small_for_every_residue_of_its_stri
 def test_out_and_residual():
     x, w, residual = normal(2, 3, 8, 8), normal(4, 3, 3, 3), normal(2, 4, 6, 6)
     layer = fastconv.Conv2d(w, activation="relu")
-    expected = fastconv.conv2d(x, w, residual=residual, activation="relu")
+    expected = fastconv.Conv2d(w, activation="relu")(x, residual)
     out = np.empty_like(expected)
     assert layer(x, residual, out) is out
     np.testing.assert_array_equal(out, expected)
@@ -100,7 +153,7 @@ def test_out_and_residual():
 def test_many_threads_share_a_layer():
     w = normal(8, 4, 3, 3)
     inputs = [normal(1, 4, 8 + n, 9) for n in range(32)]
-    expected = [fastconv.conv2d(x, w, padding=1) for x in inputs]
+    expected = [fastconv.Conv2d(w, padding=1)(x) for x in inputs]
     layer = fastconv.Conv2d(w, padding=1)
     with ThreadPoolExecutor(8) as pool:
         for result, wanted in zip(pool.map(layer, inputs), expected, strict=True):

@@ -73,6 +73,7 @@ class Functional(Engine):
     name = "fastconv"
     modules = ("fastconv",)
     devices = ("cpu", "gpu")
+    prepared: ClassVar[bool] = False
 
     def __init__(self, device: str, threads: int) -> None:
         super().__init__(device, threads)
@@ -87,7 +88,7 @@ class Functional(Engine):
         return array
 
     def algorithm(self, layer: Layer, dtype: str) -> str:
-        return dispatch.choose(layer.problem(dtype), self.device).name
+        return dispatch.choose(layer.problem(dtype), self.device, prepared=self.prepared).name
 
     def version(self) -> str:
         return fastconv.__version__
@@ -104,6 +105,7 @@ class Prepared(Functional):
     """``fastconv.Conv2d`` and its twins: weights bound beforehand."""
 
     name = "fastconv prepared"
+    prepared = True
 
     def prepare(self, layer: Layer, dtype: str, x: Array, w: Array) -> Callable[[], Any]:
         kind = getattr(fastconv, f"Conv{'Transpose' * layer.transposed}{layer.ndim}d")

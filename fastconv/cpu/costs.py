@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fastconv.lowering import lower
 from fastconv.machine import Machine
+from fastconv.problem import ConvProblem
 
 #: The rates were measured on one core of an AMD EPYC 7003 (Zen 3, AVX2: 8 float32 lanes), whose nominal peak is this.
 REFERENCE_FLOPS = 8 * 2 * 2 * 3.5e9
@@ -49,3 +51,13 @@ def seconds(
     one_core += sum(count * rate for count, rate in zip(others, rates[1:], strict=True))
     rounds = -(-tasks // machine.cores) * machine.cores  # a last round that is not full keeps some cores waiting
     return one_core / machine.cores * (rounds / max(tasks, 1)) if tasks > 1 else one_core
+
+
+def packed_elements(problem: ConvProblem) -> tuple[int, int]:
+    """Elements of the weight that all pieces use, and how many of them must be gathered: all, or none if in order.
+
+    Kernels want taps in the order (group, out, in, kernel), which is the user's own for a forward convolution alone.
+    """
+    elements = sum(piece.groups * piece.out_channels * piece.reduction for piece in lower(problem))
+    in_order = problem.op == "forward" and problem.weight_order == "OI*" and not problem.flip_kernel
+    return elements, 0 if in_order else elements

@@ -25,7 +25,7 @@ from numba.extending import overload
 
 from fastconv.arrays import named_dtype
 from fastconv.cpu import parallel
-from fastconv.cpu.costs import seconds
+from fastconv.cpu.costs import packed_elements, seconds
 from fastconv.cpu.elements import resolve
 from fastconv.cpu.jit import Kernel, array, contiguous_taps, records
 from fastconv.cpu.microkernel import multiply_tile, padded, tile_channels
@@ -47,6 +47,8 @@ _LONGEST = 1 << 19  # elements of a line of several taps, beyond which each gets
 # Seconds for a product, a tile, an element staged, a result, a task (bench/fit_costs.py); for a call.
 _RATES = (4.3e-11, 5.9e-8, 1.5e-9, 1e-9, 7e-7)
 _CALL = 2e-5
+# Seconds for an element of the weight that is arranged into tiles, and for one that is gathered before.
+_ARRANGE, _GATHER = 1e-9, 2.7e-9
 
 #: How a correlation is cut: `blocks` tasks along channels, height and width, of so many channels, rows and columns;
 #: `lines` staged at once, each of `taps` taps and of `parts` parts (along height and width) of `part` elements, that is
@@ -320,6 +322,10 @@ class Direct(Algorithm):
         cuts = [_Cut(piece, named_dtype(dtype)) for piece in lower(problem)]
         peak = machine.flops / machine.cores
         return _CALL + sum(seconds(*cut.work, _RATES, machine, cut.tasks, dtype, peak) for cut in cuts)
+
+    def pack_cost(self, problem: ConvProblem, machine: Machine) -> float:
+        elements, gathered = packed_elements(problem)
+        return elements * _ARRANGE / machine.cores + gathered * _GATHER
 
     def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:
         accumulator = named_dtype(problem.accumulator_dtype)

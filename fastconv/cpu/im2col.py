@@ -18,7 +18,7 @@ from numba import types
 from fastconv.arrays import named_dtype
 from fastconv.cpu import parallel
 from fastconv.cpu.blas import one_thread
-from fastconv.cpu.costs import REFERENCE_FLOPS, seconds
+from fastconv.cpu.costs import REFERENCE_FLOPS, packed_elements, seconds
 from fastconv.cpu.elements import resolve
 from fastconv.cpu.jit import Kernel, array, contiguous_taps, records
 from fastconv.cpu.plan import PiecewisePlan
@@ -37,6 +37,7 @@ _LONGEST = 4 << 20  # bytes of the patches of a single position, beyond which th
 # Seconds for a product, an element packed, a result, a matrix product, a task (bench/fit_costs.py); for a call.
 _RATES = (4.3e-11, 2.7e-9, 1e-9, 1.9e-6, 2e-5)
 _CALL = 4e-5
+_GATHER = 2.7e-9  # for an element of the weight, where it is not in order already
 _COST_WORKSPACE = 64 << 20
 
 
@@ -179,6 +180,10 @@ class Im2col(Algorithm):
             # NumPy's OpenBLAS uses 8 lanes even where a CPU has 16, on AMD's at least.
             total += seconds(*_work(piece, tasks), _RATES, machine, tasks, problem.accumulator_dtype, REFERENCE_FLOPS)
         return total
+
+    def pack_cost(self, problem: ConvProblem, machine: Machine) -> float:
+        _, gathered = packed_elements(problem)
+        return gathered * _GATHER
 
     def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:
         itemsize = named_dtype(problem.accumulator_dtype).itemsize

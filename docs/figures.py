@@ -1,0 +1,123 @@
+"""The figures of these pages: ``python docs/figures.py [NAME …]`` draws ``docs/NAME-tiling.png``, or all of them.
+
+A figure is a function of `FIGURES`, named after its page. It asks for `panels` and fills each with `grid`, `frame` and
+`note`. A panel is 24 units wide and 14 high; y points down, as the rows of an image do.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+WIDTH, HEIGHT = 24, 14
+INPUT, OUTPUT, WEIGHT, SCRATCH, EMPTY = "#9ecae1", "#a1d99b", "#fdae6b", "#dadaeb", "white"
+
+
+def panels(*titles: str) -> list[Axes]:
+    """A figure of panels side by side, each with its title."""
+    _, axes = plt.subplots(1, len(titles), figsize=(4.8 * len(titles), 3.1), squeeze=False, layout="constrained")
+    for panel, title in zip(axes[0], titles, strict=True):
+        panel.set_title(title, fontsize=10)
+        panel.set(xlim=(0, WIDTH), ylim=(HEIGHT, 0), aspect="equal")
+        panel.axis("off")
+    return list(axes[0])
+
+
+def grid(panel: Axes, x: float, y: float, columns: int, rows: int, colour: str, cell: float = 1) -> None:
+    """Square cells, the upper left corner of the first at (x, y)."""
+    for i in range(columns):
+        for j in range(rows):
+            corner = (x + i * cell, y + j * cell)
+            panel.add_patch(Rectangle(corner, cell, cell, facecolor=colour, edgecolor="#555555", linewidth=0.5))
+
+
+def frame(panel: Axes, x: float, y: float, width: float, height: float) -> None:
+    """An outline round some cells."""
+    panel.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor="#c51b1b", linewidth=1.8, zorder=3))
+
+
+def note(panel: Axes, x: float, y: float, text: str, ha: str = "center", fontsize: float = 8) -> None:
+    """Words at a place."""
+    panel.text(x, y, text, ha=ha, va="center", fontsize=fontsize)
+
+
+def direct() -> None:
+    """The staged line and the register tile."""
+    image, line, tile = panels("the rows a task reads", "one staged line of a channel", "the register tile")
+    grid(image, 6, 0.5, 8, 8, EMPTY, 1.5)
+    grid(image, 6, 3.5, 8, 4, INPUT, 1.5)
+    frame(image, 6, 5, 12, 3)
+    note(image, 12, 13.2, "outlined: the rows it computes; kernel 3 x 3")
+
+    period, rows, cell = 10, 4, 0.5
+    for row in range(rows):
+        start = 3.6 + row * period * cell
+        grid(line, start, 1, period, 1, EMPTY, cell)
+        grid(line, start + cell, 1, period - 2, 1, INPUT, cell)
+    for i, (kh, kw) in enumerate([(0, 0), (0, 1), (0, 2), (1, 0), (2, 2)]):
+        start, y = 3.6 + (kh * period + kw) * cell, 3 + 1.5 * i
+        grid(line, start, y, 2 * period - 2, 1, OUTPUT, cell)
+        note(line, start - 0.2, y + 0.25, f"tap {kh},{kw}", "right", 7)
+    note(line, 13, 0.2, "rows one after another, padding (white) written")
+    note(
+        line,
+        12,
+        12,
+        "each tap reads the line from an offset of its own,\nat unit stride through two output rows at once",
+    )
+
+    channels, vectors, lanes = 4, 3, 4
+    for v in range(vectors):
+        left = 5.6 + v * (lanes + 0.5) * 1.2
+        grid(tile, left, 1.8, lanes, 1, INPUT, 1.2)
+        grid(tile, left, 4.6, lanes, channels, OUTPUT, 1.2)
+    grid(tile, 3.6, 4.6, 1, channels, WEIGHT, 1.2)
+    note(tile, 13.4, 0.8, "a load for each vector: lines[offset of the tap + j]")
+    note(tile, 3.3, 7, "a broad-\ncast for\neach\nchannel", "right")
+    note(tile, 13.4, 11, "channels x vectors of sums stay in registers\nwhile the taps go by")
+
+
+def im2col() -> None:
+    """The patch matrix of one tile."""
+    image, product = panels("the patches of some positions", "one matrix product a tile")
+    grid(image, 5.5, 1, 7, 6, INPUT, 1.8)
+    for i in range(3):
+        frame(image, 5.5 + 1.8 * (1 + i) + 0.12 * i, 4.6 + 0.12 * i, 3.6, 3.6)
+    note(image, 12, 13, "kernel 2 x 2: each outlined patch becomes a column")
+
+    grid(product, 0.8, 4, 4, 6, WEIGHT, 0.8)
+    grid(product, 5.6, 4, 9, 4, INPUT, 0.8)
+    grid(product, 14.8, 4, 9, 6, OUTPUT, 0.8)
+    note(product, 2.4, 2.8, "weight\n(O, taps)")
+    note(product, 9.2, 2.8, "patches\n(taps, positions)")
+    note(product, 18.4, 2.8, "sums\n(O, positions)")
+    note(product, 4.8, 6.4, "x", fontsize=12)
+    note(product, 13.8, 6.4, "=", fontsize=12)
+    note(
+        product,
+        12,
+        11,
+        "sized for the L2 cache; bias, residual and activation\nare applied as the sums are written out",
+    )
+
+
+FIGURES = {figure.__name__: figure for figure in (direct, im2col)}
+
+
+def main() -> None:
+    """Draw the figures that are named, or all."""
+    for name in sys.argv[1:] or FIGURES:
+        FIGURES[name]()
+        plt.savefig(Path(__file__).parent / f"{name}-tiling.png", dpi=110)
+        plt.close()
+
+
+if __name__ == "__main__":
+    main()

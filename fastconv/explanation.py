@@ -10,7 +10,7 @@ import numpy as np
 from fastconv import settings
 from fastconv.arrays import named_dtype
 from fastconv.dispatch import choose, place, predicted, why_no_gpu
-from fastconv.problem import ConvProblem, compute_dtype, ndim_of
+from fastconv.problem import ConvProblem, Triple, compute_dtype, ndim_of
 from fastconv.registry import Algorithm, algorithms
 
 
@@ -35,6 +35,7 @@ class Row:
     prepared: Form | None
     workspace_bytes: int | None
     tolerance: float | None
+    spread: Triple | None
     why_not: str | None
 
 
@@ -53,7 +54,8 @@ class Explanation:
                 lines.append((name, "   -", "   -", "-", "-", f"declines: {row.why_not}"))
                 continue
             space = f"{row.workspace_bytes / 2**20:.3g} MiB"
-            lines.append((name, str(row.call), str(row.prepared), space, f"{row.tolerance:.1e}", ""))
+            promise = f"{row.tolerance:.1e}" + (f" near {row.spread}" if any(row.spread or ()) else "")
+            lines.append((name, str(row.call), str(row.prepared), space, promise, ""))
         widths = [max(len(line[i]) for line in lines) for i in range(5)]
         table = ["  ".join([*(c.ljust(n) for c, n in zip(line, widths, strict=False)), line[5]]) for line in lines]
         return "\n".join([str(self.problem), *(line.rstrip() for line in table)])
@@ -124,8 +126,9 @@ def _row(candidate: Algorithm, problem: ConvProblem, called: Algorithm, prepared
     name, device = candidate.name, candidate.device
     reason = candidate.why_not(problem) or (why_no_gpu() if device == "gpu" else None)
     if reason is not None:
-        return Row(name, device, None, None, None, None, reason)
+        return Row(name, device, None, None, None, None, None, reason)
     call = Form(predicted(candidate, problem, prepared=False), candidate is called)
     layer = Form(predicted(candidate, problem, prepared=True), candidate is prepared)
     workspace = candidate.workspace_bytes(problem, settings.workspace_limit())
-    return Row(name, device, call, layer, workspace, candidate.tolerance(problem), None)
+    promise = candidate.tolerance(problem), candidate.spread(problem)
+    return Row(name, device, call, layer, workspace, *promise, None)

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from fastconv.problem import Activation, ConvProblem
+from fastconv.problem import Activation, ConvProblem, Triple
 
 Array = Any  # numpy.ndarray; its generic types say nothing about axes
 
@@ -77,14 +78,20 @@ def reference(
     return activation(result, p.activation)
 
 
-def magnitude(problem: ConvProblem, a: Any, b: Any, bias: Any = None, residual: Any = None) -> Array:
-    """What an error is measured against: ``|a| conv |b| + |bias| + |residual|``, elementwise, in float64."""
+def magnitude(
+    problem: ConvProblem, a: Any, b: Any, bias: Any = None, residual: Any = None, spread: Triple = (0, 0, 0)
+) -> Array:
+    """What an error is measured against: ``|a| conv |b| + |bias| + |residual|``, elementwise, in float64.
 
-    def absolute(v: Any) -> Any:
-        return None if v is None else np.abs(_widen(problem, v))
-
-    result = reference(problem, absolute(a), absolute(b), absolute(bias), absolute(residual), activate=False)
-    return np.abs(result)
+    With a `spread` the first term is the largest that the full correlation has at most so many results away along each
+    axis. NaN and infinity count as zero there: no finite result has one in its window.
+    """
+    a, b, bias, residual = (None if v is None else np.abs(_widen(problem, v)) for v in (a, b, bias, residual))
+    if any(spread):
+        a, b = (np.where(np.isfinite(v), v, 0) for v in (a, b))
+        added = reference(problem, np.zeros_like(a), np.zeros_like(b), bias, residual, activate=False)
+        return np.abs(added) + _largest_near(problem, a, b, spread)
+    return np.abs(reference(problem, a, b, bias, residual, activate=False))
 
 
 def activation(v: Array, act: Activation) -> Array:
@@ -135,6 +142,40 @@ def _weight_grad(p: ConvProblem, x: Array, y: Array) -> Array:
     for k in itertools.product(*map(range, p.kernel)):
         w[(..., *k)] = np.einsum("ngcdhw,ngodhw->goc", padded[(..., *_samples(p, k))], y)
     return w
+
+
+def _largest_near(p: ConvProblem, a: Array, b: Array, spread: Triple) -> Array:
+    """For each result, the largest of the full correlation within `spread` results of it.
+
+    The full one has a result wherever a sample and a tap meet; those of `p` begin there at `starts`, `steps` apart.
+    """
+    wide: dict[str, Any]
+    if p.op == "input_grad":  # nothing is cropped
+        wide = {"size": tuple(n + lo + hi for n, (lo, hi) in zip(p.size, p.padding, strict=True))}
+        full = _input_grad(
+            replace(p, padding=((0, 0),) * 3, **wide), _split_data(p, a, p.out_channels), _split_weight(p, b)
+        )
+        starts, steps, counts = [lo for lo, _ in p.padding], (1, 1, 1), p.size
+    else:
+        x = _pad(p, _split_data(p, a, p.in_channels))
+        kernel, apart, counts, steps = (p.kernel, p.dilation, p.out_size, p.stride)
+        if p.op == "weight_grad":
+            kernel, apart, counts, steps = counts, steps, kernel, apart
+        starts = [d * (k - 1) for d, k in zip(apart, kernel, strict=True)]
+        results = tuple(n + start for n, start in zip(x.shape[3:], starts, strict=True))
+        wide = {"size": x.shape[3:], "padding": tuple((n, n) for n in starts), "padding_mode": "zeros"}
+        if p.op == "forward":
+            full = _forward(replace(p, out_size=results, stride=(1, 1, 1), **wide), x, _split_weight(p, b))
+        else:
+            y = _split_data(p, b, p.out_channels)
+            full = _weight_grad(replace(p, kernel=results, dilation=(1, 1, 1), **wide), x, y)
+    for axis in range(3):
+        reach = min(spread[axis] * steps[axis], full.shape[3 + axis])
+        margins = [(reach, reach) if i == 3 + axis else (0, 0) for i in range(6)]
+        near = np.lib.stride_tricks.sliding_window_view(np.pad(full, margins), 2 * reach + 1, 3 + axis)
+        places = slice(starts[axis], starts[axis] + (counts[axis] - 1) * steps[axis] + 1, steps[axis])
+        full = near[(slice(None),) * (3 + axis) + (places,)].max(-1)
+    return _join_weight(p, full) if p.op == "weight_grad" else _join_data(p, full)
 
 
 def _samples(p: ConvProblem, k: tuple[int, ...]) -> tuple[slice, ...]:

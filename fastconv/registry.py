@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from fastconv.lowering import Views, lower
 from fastconv.machine import Machine
-from fastconv.problem import ConvProblem
+from fastconv.problem import ConvProblem, Triple
 
 #: unit roundoff: half the distance from 1 to the next number
 UNIT_ROUNDOFF = {
@@ -101,6 +101,15 @@ class Algorithm(ABC):
         factor = 2 * math.sqrt(2) if problem.dtype.startswith("complex") else 1.0
         summed = factor * min(n, 8 * math.sqrt(n)) * UNIT_ROUNDOFF[problem.accumulator_dtype]
         return summed + UNIT_ROUNDOFF[problem.result_dtype]
+
+    def spread(self, problem: ConvProblem) -> Triple:
+        """How many results away, along depth, height and width, the products may be whose rounding errors a result has.
+
+        A sum of an output's own products has none of its neighbours'. A transform mixes the inputs of a whole tile, so
+        a large one may leave an error in an output whose window it is not in: ``|x| conv |w|`` is then the largest
+        within this distance, products counted that no output needs (see :func:`fastconv.accuracy.error`).
+        """
+        return 0, 0, 0
 
 
 _ALGORITHMS: dict[tuple[str, str], Algorithm] = {}

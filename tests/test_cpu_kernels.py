@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from promise import assert_kept
 from strategies import LAYOUTS, activations, empty, laid_out, make_operands, numpy_dtype, operands, problems
 
-from fastconv.accuracy import error
 from fastconv.problem import DTYPES, OPS, PADDING_MODES, Activation, ConvProblem
 from fastconv.reference import reference
 from fastconv.registry import UNIT_ROUNDOFF, algorithms
@@ -29,7 +29,7 @@ def run(algorithm, problem, a, b, bias=None, residual=None, **options):
 def check(algorithm, problem, a, b, bias=None, residual=None, **options):
     """Hold the algorithm's result to its promise."""
     result = run(algorithm, problem, a, b, bias, residual, **options)
-    assert error(problem, result, a, b, bias, residual) <= algorithm.tolerance(problem)
+    assert_kept(algorithm, problem, result, a, b, bias, residual)
 
 
 def skip_if_declined(algorithm, problem):
@@ -214,7 +214,7 @@ def test_only_the_result_is_written(algorithm, data):
     buffer = buffer.view(dtype).reshape([n + 2 for n in p.result_shape])
     inside = (slice(1, -1),) * buffer.ndim
     algorithm.apply(p, arrays[0], arrays[1], buffer[inside], *arrays[2:])
-    assert error(p, buffer[inside].copy(), *arrays) <= algorithm.tolerance(p)
+    assert_kept(algorithm, p, buffer[inside].copy(), *arrays)
     buffer[inside] = np.frombuffer(b"\xa5" * dtype.itemsize, dtype)[0]
     assert (buffer.view(np.uint8) == 0xA5).all()
     for array, copy in zip(arrays, before, strict=True):
@@ -260,7 +260,7 @@ def test_non_finite_values_stay_in_their_receptive_field(algorithm, data):
     with np.errstate(invalid="ignore"):
         np.testing.assert_array_equal(np.isfinite(result), np.isfinite(reference(p, a, b, bias, residual)))
         if not p.dtype.startswith("complex"):  # where it is not agreed which part of an infinite product is NaN
-            assert error(p, result, a, b, bias, residual) <= algorithm.tolerance(p)
+            assert_kept(algorithm, p, result, a, b, bias, residual)
 
 
 @each_algorithm

@@ -9,8 +9,8 @@ import dataclasses
 import numpy as np
 import pytest
 from emulation.runtime import EmulatedRuntime, compiler
+from promise import assert_kept
 
-from fastconv.accuracy import error
 from fastconv.arrays import named_dtype
 from fastconv.gpu import arguments, direct, im2col, runtime, tiled
 from fastconv.gpu.source import program
@@ -77,8 +77,7 @@ def check(algorithm, problem, operands, **options):
     """Hold an algorithm to its promise; what it declines is not its business."""
     if algorithm.why_not(problem) is None:
         result = apply(algorithm, problem, operands, **options)
-        measured, promised = error(problem, result, *operands), algorithm.tolerance(problem)
-        assert measured <= promised, f"{problem} {problem.activation}: error {measured:.3g}, promised {promised:.3g}"
+        assert_kept(algorithm, problem, result, *operands)
 
 
 @WITH_EACH
@@ -246,7 +245,7 @@ def test_equal_pack_keys_share_packed_weights(algorithm):
     a, b, *_ = finite_operands(large)
     out, views = np.empty(large.result_shape, np.float32), Views(large)
     plans[1].run(views.source(a), plans[0].pack(Views(small).weight(b)), views.result(out), None, None)
-    assert error(large, out, a, b) <= algorithm.tolerance(large)
+    assert_kept(algorithm, large, out, a, b)
 
 
 def test_every_kernel_has_run(emulated):
@@ -301,4 +300,4 @@ def test_offsets_beyond_two_to_the_31_elements(algorithm, tmp_path):
     )
     x[...] = a
     algorithm.apply(problem, x, b, y)
-    assert error(problem, y.copy(), a, b) <= algorithm.tolerance(problem)
+    assert_kept(algorithm, problem, y.copy(), a, b)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from promise import assert_kept
 from strategies import LAYOUTS, empty, laid_out, numpy_dtype, operands, problems, public_call
 
 import fastconv
-from fastconv.accuracy import error
 from fastconv.dispatch import choose
 from fastconv.problem import DATA_FORMATS, DTYPES, PADDING_MODES, WEIGHT_FORMATS, ConvProblem
 from fastconv.reference import reference
@@ -45,7 +45,7 @@ def test_any_call(data):
     result = getattr(fastconv, name)(a, b, bias, residual=residual, device="cpu", **arguments)
     assert type(result) is np.ndarray
     assert (result.shape, result.dtype.name) == (p.result_shape, p.result_dtype)
-    assert error(p, result, *arrays) <= choose(p, "cpu").tolerance(p)
+    assert_kept(choose(p, "cpu"), p, result, *arrays)
     for array, copy in zip(arrays, before, strict=True):
         assert array is None or array.tobytes() == copy.tobytes()
 
@@ -295,7 +295,7 @@ def test_a_named_algorithm_runs_at_any_precision(algorithm, precision):
     p = ConvProblem.forward(2, x.shape, w.shape, precision=precision)
     (named,) = (a for a in algorithms("cpu") if a.name == algorithm)
     result = fastconv.conv2d(x, w, algorithm=algorithm, precision=precision)
-    assert error(p, result, x, w) <= named.tolerance(p)
+    assert_kept(named, p, result, x, w)
 
 
 def test_a_declining_algorithm_says_why():
@@ -371,7 +371,7 @@ def test_execute_computes_every_op(data):
     p = data.draw(problems(dtypes=("float32", "int16")))
     arrays = data.draw(operands(p))
     result = fastconv.execute(p, *arrays, device="cpu")
-    assert error(p, result, *arrays) <= choose(p, "cpu").tolerance(p)
+    assert_kept(choose(p, "cpu"), p, result, *arrays)
 
 
 def test_execute_refuses_arrays_of_another_problem():

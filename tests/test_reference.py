@@ -1,6 +1,7 @@
 """The oracle itself: against closed forms, SciPy and torch, and against its own adjoints."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import make_operands, operands, problems
 
-from fastconv.problem import Activation, ConvProblem
+from fastconv.problem import OPS, Activation, ConvProblem
 from fastconv.reference import activation, magnitude, reference
 
 RNG = np.random.default_rng(1)
@@ -274,3 +275,44 @@ def test_magnitude_is_the_same_sum_of_absolute_values():
     p = ConvProblem.forward(1, x.shape, w.shape, dtype="float64", activation="tanh", bias=True, residual=True)
     expected = conv(abs(x), abs(w)) + abs(bias)[:, None] + abs(residual)
     np.testing.assert_array_equal(magnitude(p, x, w, bias, residual), expected)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(
+    ("stride", "dilation", "padding"), [(1, 1, (0, 0)), (1, 2, (1, 0)), (3, 1, (0, 2)), (2, 3, (1, 2))]
+)
+@pytest.mark.parametrize("spread", [1, 3, 100])
+def test_magnitude_near_a_result_is_the_largest_around_it(op, stride, dilation, padding, spread):
+    """Against all products one by one: where each falls, and the largest sum among the places around a result."""
+    p = ConvProblem.forward(1, (1, 1, 11), (1, 1, 3), stride=stride, dilation=dilation, padding=[padding])
+    p = dataclasses.replace(p, op=op, dtype="float64")
+    a, b = make_operands(p)[:2]
+    full = {}
+    for (_, _, i), (_, _, k) in itertools.product(np.ndindex(a.shape), np.ndindex(b.shape)):
+        # x[i] w[k] belongs to y[t] where i + padding - k dilation = t stride; the gradients turn that round.
+        place = {
+            "forward": i + padding[0] - k * dilation,
+            "input_grad": i * stride + k * dilation - padding[0],
+            "weight_grad": i + padding[0] - k * stride,
+        }[op]
+        full[place] = full.get(place, 0) + abs(a.flat[i] * b.flat[k])
+    step = {"forward": stride, "input_grad": 1, "weight_grad": dilation}[op]
+    expected = [
+        max(v for place, v in full.items() if abs(place - t * step) <= spread * step) for t in range(p.result_shape[-1])
+    ]
+    np.testing.assert_allclose(magnitude(p, a, b, spread=(0, 0, spread))[0, 0], expected)
+
+
+@given(data=st.data())
+def test_magnitude_near_a_result_is_at_least_that_of_the_result(data):
+    p = data.draw(problems(dtypes=("float32", "complex64")))
+    arrays = data.draw(operands(p))
+    near = magnitude(p, *arrays, spread=data.draw(st.tuples(*[st.integers(0, 3)] * 3)))
+    assert near.shape == p.result_shape
+    assert (near >= magnitude(p, *arrays) * (1 - 1e-12)).all()
+
+
+def test_magnitude_near_what_is_not_finite():
+    p = ConvProblem.forward(1, (1, 1, 5), (1, 1, 1))
+    x, w = np.array([[[1, 2, np.inf, 3, np.nan]]]), np.ones((1, 1, 1))
+    np.testing.assert_array_equal(magnitude(p, x, w, spread=(0, 0, 1)), [[[2, 2, 3, 3, 3]]])

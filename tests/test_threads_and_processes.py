@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from promise import assert_kept
 from strategies import make_operands, numpy_dtype
 
 import fastconv
-from fastconv.accuracy import error
 from fastconv.problem import OPS, ConvProblem
 from fastconv.registry import algorithms
 
@@ -51,7 +51,7 @@ def test_the_number_of_threads_does_not_change_a_bit(algorithm, name, op):
     arrays = make_operands(p)
     with fastconv.threads(1):
         expected = compute(algorithm, p, arrays)
-    assert error(p, expected, *arrays) <= algorithm.tolerance(p)
+    assert_kept(algorithm, p, expected, *arrays)
     for n in (2, 3, 8):
         with fastconv.threads(n):
             assert compute(algorithm, p, arrays).tobytes() == expected.tobytes()
@@ -191,7 +191,7 @@ def test_a_child_does_not_wait_for_a_lock_that_was_held_at_the_fork(lock):
     def child():
         with fastconv.threads(64):
             for algorithm in (a for a in algorithms("cpu") if a.why_not(p) is None):
-                assert error(p, compute(algorithm, p, arrays), *arrays) <= algorithm.tolerance(p)
+                assert_kept(algorithm, p, compute(algorithm, p, arrays), *arrays)
 
     with getattr(modules[module], name):
         in_forked_child(child)

@@ -1,16 +1,14 @@
 """Thousands of random calls, over all the arguments that torch can express, against torch in double precision."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from promise import assert_kept
 from strategies import laid_out, operands, problems, public_call
 
 import fastconv
 from fastconv.dispatch import choose
-from fastconv.problem import Activation
 from fastconv.registry import UNIT_ROUNDOFF
 
 
@@ -26,14 +24,7 @@ def assert_agrees(in_torch, problem, arrays, result):
     if problem.result_dtype not in UNIT_ROUNDOFF:
         np.testing.assert_array_equal(result, exact)
         return
-    linear = dataclasses.replace(problem, activation=Activation("none"))
-    magnitudes = (None if v is None else in_torch.tensor(v).abs() for v in arrays)
-    scale = in_torch.compute(linear, *magnitudes).numpy()
-    if problem.activation.kind != "none":  # none is steeper than 1.13; its value is rounded too
-        scale = 1.13 * scale + np.abs(exact)
-    smallest = 2.0**-133 if problem.result_dtype == "bfloat16" else np.finfo(result.dtype).smallest_subnormal
-    difference = np.abs(result.astype(exact.dtype) - exact) - float(smallest) / 2
-    assert (difference <= choose(problem, "cpu").tolerance(problem) * scale).all()
+    assert_kept(choose(problem, "cpu"), problem, result, *arrays, exact=exact)
 
 
 @pytest.mark.parametrize(

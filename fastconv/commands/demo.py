@@ -128,7 +128,10 @@ def _measure(call: Call, *, on_gpu: bool) -> Measured:
     algorithms = [dispatch.choose(problem, device) for device in devices]
     exact = reference(problem, call.x, call.w)
     # Where there are two results, the one that comes nearer to breaking its promise is told of.
-    errors = [error(problem, y, call.x, call.w) for y in results]
+    errors = [
+        error(problem, y, call.x, call.w, spread=algorithm.spread(problem), exact=exact)
+        for y, algorithm in zip(results, algorithms, strict=True)
+    ]
     promised = [algorithm.tolerance(problem) for algorithm in algorithms]
     worst = max(range(len(results)), key=lambda i: errors[i] / promised[i])
     return Measured(

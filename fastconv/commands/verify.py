@@ -79,7 +79,8 @@ class Record:
             return
         self._run += 1
         try:
-            off = error(problem, _compute(self.algorithm, problem, on_device), *operands)
+            result = _compute(self.algorithm, problem, on_device)
+            off = error(problem, result, *operands, spread=self.algorithm.spread(problem))
         except Exception as crash:  # of whatever kind: it is the algorithm that failed
             self.failures.append((seed, f"{self.algorithm.name}: {type(crash).__name__}: {crash}: {problem}"))
             return

@@ -1,96 +1,136 @@
 """Fit the rates of the CPU cost models: ``python bench/fit_costs.py``.
 
-Runs every CPU algorithm on one thread over the layers of `fastconv.networks` and smaller ones, counts each algorithm's
-work with its own counting function, and solves for the non-negative rates that make the relative errors least. Prints
-the rates to put into the algorithm's file, and how far the predictions and the choices are off.
+Times every CPU algorithm on one thread over the layers of `fastconv.networks` and smaller ones, packing and running
+apart, and solves for the rates of its two cost models that make the relative errors least. Prints the
+rates to put into the algorithm's file, how far predictions are off, and how often the dispatcher's choice is the
+fastest or within 10 % of it, on one thread and on all.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
-from scipy.optimize import nnls
+from scipy.optimize import least_squares
 
 import fastconv
 from fastconv import machine
+from fastconv.cpu.costs import CostModel
+from fastconv.dispatch import Execution
 from fastconv.networks import LAYERS
-from fastconv.registry import algorithms
-from fastconv.sampling import random_operands
+from fastconv.problem import ConvProblem
+from fastconv.registry import Algorithm, algorithms
+from fastconv.timing import seconds_of
 
 ROUNDS = 3
-MOST_MACS = 1.5e9
+TURN_SECONDS = 0.02
+ROW_SECONDS = 5e-4  # of calls timed together
+GOOD = 1.1
+
+PARTS = ("packing", "running")
+Seconds = dict[tuple[ConvProblem, Algorithm, str], float]
 
 
-def one_thread_seconds(problem, algorithm, operands):
-    """Least CPU time of this thread over a few calls; CPU time because other processes must not count."""
-    best = np.inf
-    with fastconv.threads(1):
-        fastconv.execute(problem, *operands, algorithm=algorithm.name, device="cpu")
-        for _ in range(ROUNDS):
-            start = time.thread_time()
-            fastconv.execute(problem, *operands, algorithm=algorithm.name, device="cpu")
-            best = min(best, time.thread_time() - start)
-    return best
+def cut_down() -> Iterator[ConvProblem]:
+    """The layers of networks at a quarter of their size and an eighth of their channels, where calls cost most."""
+    for layer in LAYERS:
+        least = (k * d for k, d in zip(layer.kernel, layer.dilation, strict=True))
+        channels = {} if layer.groups > 1 else {
+            "in_channels": max(layer.in_channels // 8, 1), "out_channels": max(layer.out_channels // 8, 1)
+        }  # fmt: skip
+        size = tuple(max(n // 4, reach) for n, reach in zip(layer.size, least, strict=True))
+        yield dataclasses.replace(layer, size=size, **channels).problem()
 
 
-def problems():
-    """Layers of networks, whole and cut down to where the cost of a call shows."""
-    cut = [
-        dataclasses.replace(
-            layer,
-            size=tuple(max(n // 4, k * d) for n, k, d in zip(layer.size, layer.kernel, layer.dilation, strict=True)),
-            in_channels=layer.in_channels // (8 if layer.groups == 1 else 1) or 1,
-            out_channels=layer.out_channels // (8 if layer.groups == 1 else 1) or 1,
-        )
-        for layer in LAYERS
-    ]
-    seen = dict.fromkeys(layer.problem() for layer in (*LAYERS, *cut))
-    return [problem for problem in seen if problem.macs < MOST_MACS]
-
-
-def counts(algorithm, problem):
-    """The vector of work that the algorithm's rates multiply: its cost with each rate in turn set to one."""
-    module = __import__(type(algorithm).__module__, fromlist=["_RATES"])
-    rates, call, n = module._RATES, module._CALL, len(module._RATES)
-    one_core = dataclasses.replace(machine.cpu(), cores=1, flops=machine.cpu().flops / machine.cpu().cores)
-    vector = []
-    try:
-        module._CALL = 0.0
-        for i in range(n):
-            module._RATES = tuple(float(i == j) for j in range(n))
-            vector.append(algorithm.cost(problem, one_core))
-    finally:
-        module._RATES, module._CALL = rates, call
-    return [*vector, 1.0]
-
-
-def main():
-    """Measure, fit, print."""
+def calls(problem: ConvProblem) -> dict[tuple[Algorithm, str], Callable[[], object]]:
+    """For each algorithm that takes the problem, its two parts as calls; each has been called once."""
     rng = np.random.default_rng(0)
-    measured: dict = {}
-    for problem in problems():
-        operands = random_operands(problem, rng)
-        for algorithm in algorithms("cpu"):
-            if algorithm.why_not(problem) is None:
-                measured[algorithm, problem] = one_thread_seconds(problem, algorithm, operands)
-    predicted = {}
+    x, w = (rng.standard_normal(shape, np.float32) for shape in problem.operand_shapes)
+    found = {}
     for algorithm in algorithms("cpu"):
-        mine = [p for a, p in measured if a is algorithm]
-        seconds = np.array([measured[algorithm, p] for p in mine])
-        work = np.array([counts(algorithm, p) for p in mine])
-        rates, _ = nnls(work / seconds[:, None], np.ones(len(mine)))
-        error = work @ rates / seconds
-        predicted |= {(algorithm, p): t for p, t in zip(mine, work @ rates, strict=True)}
-        print(f"{algorithm.name}: rates {', '.join(f'{r:.2g}' for r in rates[:-1])}; call {rates[-1]:.2g}")
-        print(f"  predicted / measured over {len(mine)} layers: {np.percentile(error, [0, 10, 50, 90, 100]).round(2)}")
-    within = []
-    for problem in problems():
-        able = [a for a, p in measured if p == problem]
-        chosen = min(able, key=lambda a: predicted[a, problem])
-        within.append(measured[chosen, problem] / min(measured[a, problem] for a in able))
-    print(f"chosen / fastest: worst {max(within):.2f}, within 10 % in {np.mean(np.array(within) <= 1.1):.0%} of layers")
+        if algorithm.why_not(problem) is None:
+            execution = Execution(problem, algorithm)
+            packed = execution.pack(w)
+            execution(x, w, packed=packed)
+            found[algorithm, "packing"] = lambda execution=execution: execution.pack(w)
+            found[algorithm, "running"] = lambda execution=execution, packed=packed: execution(x, w, packed=packed)
+    return found
+
+
+def measure(problems: list[ConvProblem], threads: int) -> Seconds:
+    """Least time of each part of each algorithm, which take turns.
+
+    On one thread it is the CPU time of that thread, in which other processes do not count.
+    """
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    measured: Seconds = {}
+    with fastconv.threads(threads):
+        for problem in problems:
+            parts = calls(problem)
+            for _, ((algorithm, part), call) in itertools.product(range(ROUNDS), parts.items()):
+                row = max(1, int(ROW_SECONDS / seconds_of(call, "cpu")))
+                least, enough = math.inf, time.perf_counter() + TURN_SECONDS
+                while least == math.inf or time.perf_counter() < enough:
+                    least = min(least, seconds_of(call, "cpu", row, clock))
+                key = problem, algorithm, part
+                measured[key] = min(least, measured.get(key, math.inf))
+    return measured
+
+
+def one_core() -> machine.Machine:
+    """This machine as measured: one thread of it."""
+    here = machine.cpu()
+    return dataclasses.replace(here, cores=1, flops=here.flops / here.cores)
+
+
+def fit(model: CostModel, seconds: dict[ConvProblem, float]) -> CostModel:
+    """The model with the rates that predict these times best."""
+    counts = np.array([list(model.counts(problem, one_core()).values()) for problem in seconds])
+    times = np.array(list(seconds.values()))
+    # Logarithms of the rates keep them positive, and those of the times make half and twice equally wrong.
+    start = np.log(list(model.rates.values()))
+    found = least_squares(lambda rates: np.log(counts @ np.exp(rates) / times), start, loss="soft_l1", f_scale=0.1)
+    return dataclasses.replace(model, rates=dict(zip(model.rates, np.exp(found.x).tolist(), strict=True)))
+
+
+def report_choices(name: str, measured: Seconds, cost: Callable[[ConvProblem, Algorithm, str], float]) -> None:
+    """How the algorithms of least predicted cost compare with the fastest ones, for each form of a call."""
+    for form, parts in {"functions": PARTS, "prepared layers": ("running",)}.items():
+        lost = {}
+        for problem in {problem: None for problem, _, _ in measured}:
+            able = [a for a in algorithms("cpu") if (problem, a, "running") in measured]
+            took = {a: sum(measured[problem, a, part] for part in parts) for a in able}
+            chosen = min(able, key=lambda a: sum(cost(problem, a, part) for part in parts))
+            fastest = min(able, key=took.__getitem__)
+            lost[problem] = took[chosen] / took[fastest], chosen, fastest
+        good = np.mean([ratio <= GOOD for ratio, _, _ in lost.values()])
+        print(f"{name}, {form}: within {GOOD - 1:.0%} of the fastest in {good:.1%} of {len(lost)} problems")
+        for problem, (ratio, chosen, fastest) in sorted(lost.items(), key=lambda item: -item[1][0]):
+            if ratio > GOOD:
+                print(f"  {ratio:5.2f}  {chosen.name} instead of {fastest.name}: {problem}")
+
+
+def main() -> None:
+    """Measure, fit, print."""
+    layers = list(dict.fromkeys(layer.problem() for layer in LAYERS))
+    measured = measure(list(dict.fromkeys([*layers, *cut_down()])), threads=1)
+    fitted: dict[tuple[Algorithm, str], CostModel] = {}
+    for algorithm, part in itertools.product(algorithms("cpu"), PARTS):
+        times = {p: seconds for (p, a, which), seconds in measured.items() if (a, which) == (algorithm, part)}
+        model = fitted[algorithm, part] = fit(getattr(algorithm, part), times)
+        rates = {kind: float(f"{rate:.2g}") for kind, rate in model.rates.items()}
+        print(f"{algorithm.name} {part}: {rates}")
+        ratios = [model.seconds(p, one_core()) / seconds for p, seconds in times.items()]
+        print(f"  predicted / measured: least, median, most {np.percentile(ratios, [0, 50, 100]).round(2)}")
+    table = {key: seconds for key, seconds in measured.items() if key[0] in layers}
+    both = {"one thread": table, "all threads": measure(layers, machine.cpu().cores)}
+    for threads, times in both.items():
+        report_choices(f"fitted, {threads}", times, lambda p, a, part: fitted[a, part].seconds(p, machine.cpu()))
+        report_choices(f"as it was, {threads}", times, lambda p, a, part: getattr(a, part).seconds(p, machine.cpu()))
 
 
 if __name__ == "__main__":

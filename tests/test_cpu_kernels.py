@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from promise import assert_kept
 from strategies import LAYOUTS, activations, empty, laid_out, make_operands, numpy_dtype, operands, problems
 
+from fastconv.cpu.costs import REFERENCE_FLOPS
+from fastconv.machine import Machine, cpu
 from fastconv.problem import DTYPES, OPS, PADDING_MODES, Activation, ConvProblem
 from fastconv.reference import reference
 from fastconv.registry import UNIT_ROUNDOFF, algorithms
@@ -291,17 +293,29 @@ def test_integers_wrap_before_they_are_clipped(algorithm, dtype):
 @each_algorithm
 @given(p=problems())
 def test_reasons_costs_and_tolerances_are_usable(algorithm, p):
-    from fastconv.machine import cpu
-
     reason = algorithm.why_not(p)
     if reason is not None:
         assert isinstance(reason, str)
         assert reason
         return
     assert algorithm.cost(p, cpu()) > 0
+    assert algorithm.pack_cost(p, cpu()) > 0
     assert 0 <= algorithm.workspace_bytes(p, 64 << 20) <= 64 << 20
     tolerance = algorithm.tolerance(p)
     assert tolerance == 0 if "int" in p.dtype else 0 < tolerance < 0.1
+
+
+@each_algorithm
+@pytest.mark.parametrize("part", ["running", "packing"])
+def test_cost_models_count_what_can_be_fitted(algorithm, part):
+    """Each kind of work has a rate, and cores share it at best evenly."""
+    model = getattr(algorithm, part)
+    p = ConvProblem.forward(2, (4, 64, 32, 32), (64, 64, 3, 3), padding=1, flip_kernel=True)
+    skip_if_declined(algorithm, p)
+    one, two = (model.counts(p, Machine(cores, cores * REFERENCE_FLOPS)) for cores in (1, 2))
+    assert set(one) == set(model.rates)
+    assert all(one[kind] / 2 <= two[kind] <= one[kind] for kind in model.rates)
+    assert sum(one.values()) > 0
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -20,6 +20,7 @@ import numpy as np
 
 from fastconv.networks import Layer
 from fastconv.registry import UNIT_ROUNDOFF
+from fastconv.timing import seconds_of
 
 _ROUNDS = 5
 _TURN_SECONDS = 0.08
@@ -178,29 +179,11 @@ class _Server:
 
     def turn(self) -> list[float]:
         """Seconds of each of a few calls, or on a GPU of each of a few rows of calls."""
-        time_one = self._time_on_cpu if self._device == "cpu" else self._time_on_gpu
-        times = [time_one()]
-        while sum(times) < _TURN_SECONDS:
-            times.append(time_one())
+        calls = 1 if self._device == "cpu" else _GPU_CALLS
+        times: list[float] = []
+        while not times or sum(times) < _TURN_SECONDS:
+            times.append(seconds_of(lambda: next(self._calls)(), self._device, calls))
         return times
-
-    def _time_on_cpu(self) -> float:
-        call = next(self._calls)
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
-
-    def _time_on_gpu(self) -> float:
-        """Many calls between two events, so that the host's work for one is hidden behind the device's for another."""
-        import cupy
-
-        start, stop = cupy.cuda.Event(), cupy.cuda.Event()
-        start.record()
-        for call in itertools.islice(self._calls, _GPU_CALLS):
-            call()
-        stop.record()
-        stop.synchronize()
-        return float(cupy.cuda.get_elapsed_time(start, stop)) * 1e-3 / _GPU_CALLS
 
 
 def _copies(nbytes: int) -> int:

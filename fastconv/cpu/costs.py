@@ -1,12 +1,16 @@
 """Seconds predicted from counted work.
 
-An algorithm counts what it does (products, elements staged, calls made, …) and multiplies by rates measured on one core
-and fitted by ``bench/fit_costs.py``. Only products can scale with the vector width; the tasks are shared by the cores.
+An algorithm counts what it does, kind by kind (products, elements staged, tasks, …); a :class:`CostModel` multiplies
+each count by a rate measured on one core and shares the tasks among the cores. The prediction is linear in the rates,
+so ``bench/fit_costs.py`` can fit them, for any algorithm, to what it measures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from fastconv.lowering import lower
 from fastconv.machine import Machine
@@ -19,45 +23,65 @@ REFERENCE_FLOPS = 8 * 2 * 2 * 3.5e9
 _PRODUCTS = {"complex64": 4.0, "complex128": 8.0, "float64": 2.0, "int64": 2.0}
 
 
-def seconds(
-    products: float,
-    others: Sequence[float],
-    rates: Sequence[float],
-    machine: Machine,
-    tasks: int,
-    dtype: str,
-    core_flops: float,
-) -> float:
-    """Predicted time of work that falls into `tasks` equal tasks.
+class Work(NamedTuple):
+    """Work that falls into `tasks` equal tasks, which can run at once: how much of each kind, in all."""
+
+    tasks: int
+    counts: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """What an algorithm does and how long that takes.
 
     Parameters
     ----------
-    products : float
-        Multiply-adds, idle ones included.
-    others : sequence of float
-        Counts of the other kinds of work.
-    rates : sequence of float
-        Seconds for one product and for one of each of the others, on one core.
-    machine : Machine
-    tasks : int
-        Tasks that can run at once.
-    dtype : str
-        Of the accumulator.
-    core_flops : float
-        Peak, on one core, of the code that computes the products.
+    work : callable
+        The work of a problem, counted; each kind must have a rate.
+    rates : mapping of str to float
+        Seconds for one of each kind, on one core; that of ``"call"``, if there is one, is paid once.
+    in_vectors : frozenset of str
+        Kinds whose time goes with the vector width and the dtype; the others are bound by memory or by calls.
+    widest : float
+        Where vectors are wider than the reference's, how many times wider the code uses them.
+
+    Examples
+    --------
+    >>> problem = ConvProblem.forward(1, (1, 1, 9), (1, 1, 2))
+    >>> model = CostModel(lambda problem: [Work(3, {"row": 6})], {"row": 1e-3, "call": 1e-4})
+    >>> model.seconds(problem, Machine(cores=2, flops=2 * REFERENCE_FLOPS))  # a core has two tasks, thus four rows
+    0.0041
     """
-    width = core_flops / REFERENCE_FLOPS
-    one_core = products * _PRODUCTS.get(dtype, 1.0) * rates[0] / width
-    one_core += sum(count * rate for count, rate in zip(others, rates[1:], strict=True))
-    rounds = -(-tasks // machine.cores) * machine.cores  # a last round that is not full keeps some cores waiting
-    return one_core / machine.cores * (rounds / max(tasks, 1)) if tasks > 1 else one_core
+
+    work: Callable[[ConvProblem], Iterable[Work]]
+    rates: Mapping[str, float]
+    in_vectors: frozenset[str] = frozenset({"product"})
+    widest: float = math.inf
+
+    def counts(self, problem: ConvProblem, machine: Machine) -> dict[str, float]:
+        """How often each rate is paid, one after another, on that machine."""
+        width = min(machine.flops / machine.cores / REFERENCE_FLOPS, self.widest)
+        vectors = _PRODUCTS.get(problem.accumulator_dtype, 1.0) / width
+        total = dict.fromkeys(self.rates, 0.0)
+        if "call" in total:
+            total["call"] = 1.0
+        for tasks, counts in self.work(problem):
+            rounds = -(-tasks // machine.cores)  # a last round that is not full keeps some cores waiting
+            for kind, count in counts.items():
+                total[kind] += count * rounds / max(tasks, 1) * (vectors if kind in self.in_vectors else 1.0)
+        return total
+
+    def seconds(self, problem: ConvProblem, machine: Machine) -> float:
+        """Predicted time."""
+        return sum(count * self.rates[kind] for kind, count in self.counts(problem, machine).items())
 
 
-def packed_elements(problem: ConvProblem) -> tuple[int, int]:
-    """Elements of the weight that all pieces use, and how many of them must be gathered: all, or none if in order.
+def gathering(problem: ConvProblem) -> Iterable[Work]:
+    """The weight elements, ``"gathered"``, that all pieces of a problem use, unless the weight is in order.
 
     Kernels want taps in the order (group, out, in, kernel), which is the user's own for a forward convolution alone.
     """
-    elements = sum(piece.groups * piece.out_channels * piece.reduction for piece in lower(problem))
-    in_order = problem.op == "forward" and problem.weight_order == "OI*" and not problem.flip_kernel
-    return elements, 0 if in_order else elements
+    if problem.op != "forward" or problem.weight_order != "OI*" or problem.flip_kernel:
+        yield from (
+            Work(1, {"gathered": piece.groups * piece.out_channels * piece.reduction}) for piece in lower(problem)
+        )

@@ -15,6 +15,7 @@ summed in the order of (channel, kd, kh, kw) however the work is cut.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -25,16 +26,17 @@ from numba.extending import overload
 
 from fastconv.arrays import named_dtype
 from fastconv.cpu import parallel
-from fastconv.cpu.costs import packed_elements, seconds
+from fastconv.cpu.algorithm import CpuAlgorithm
+from fastconv.cpu.costs import CostModel, Work, gathering
 from fastconv.cpu.elements import resolve
 from fastconv.cpu.jit import Kernel, array, contiguous_taps, records
 from fastconv.cpu.microkernel import multiply_tile, padded, tile_channels
 from fastconv.cpu.plan import PiecewisePlan
 from fastconv.cpu.rows import add_row, read_row, write_row
 from fastconv.lowering import GEOMETRY, Correlation, lower
-from fastconv.machine import Machine, vector_bytes
+from fastconv.machine import vector_bytes
 from fastconv.problem import ConvProblem
-from fastconv.registry import Algorithm, Plan, register
+from fastconv.registry import Plan, register
 from fastconv.settings import available_cores, get_num_threads
 
 _LINE = 512  # sums of one channel in a task
@@ -44,11 +46,6 @@ _SUMS = 48 << 10  # sums of one task, over all its channels, which share what wa
 _STRIP = 6  # vectors of a line that all channels use before going on to the next ones
 _LONGEST = 1 << 19  # elements of a line of several taps, beyond which each gets its own
 
-# Seconds for a product, a tile, an element staged, a result, a task (bench/fit_costs.py); for a call.
-_RATES = (4.3e-11, 5.9e-8, 1.5e-9, 1e-9, 7e-7)
-_CALL = 2e-5
-# Seconds for an element of the weight that is arranged into tiles, and for one that is gathered before.
-_ARRANGE, _GATHER = 1e-9, 2.7e-9
 
 #: How a correlation is cut: `blocks` tasks along channels, height and width, of so many channels, rows and columns;
 #: `lines` staged at once, each of `taps` taps and of `parts` parts (along height and width) of `part` elements, that is
@@ -236,16 +233,14 @@ class _Cut:
         # Tiles read whole vectors, past the end of the last line: into the sums, which are there anyway.
         self.scratch = lines * line_length + channels * pitch
         self.offsets = (np.arange(lines)[:, None] * line_length + self._offsets(line, part)).ravel()
-        # What it costs: products (those between the rows included), tiles, elements staged, results, tasks.
-        self.work = (
-            spatial * pitch * c.out_channels * c.reduction,
-            (
-                spatial * -(-pitch // strip) * -(-c.out_channels // self.tile) * -(-all_lines // lines),
-                self.tasks * all_lines * line.staged,
-                c.batch * c.groups * c.positions * c.out_channels,
-                self.tasks,
-            ),
-        )
+        counts = {
+            "product": spatial * pitch * c.out_channels * c.reduction,  # those between the rows included
+            "tile": spatial * -(-pitch // strip) * -(-c.out_channels // self.tile) * -(-all_lines // lines),
+            "staged": self.tasks * all_lines * line.staged,
+            "result": c.batch * c.groups * c.positions * c.out_channels,
+            "task": self.tasks,
+        }
+        self.work = Work(self.tasks, counts)
 
     def _line(self, columns: int) -> _Line:
         """One line for all taps of a channel and kd; one for each tap where dilation would make that very long."""
@@ -308,24 +303,29 @@ class _DirectPlan(PiecewisePlan):
         parallel.run(work, cut.tasks, piece.macs)
 
 
-class Direct(Algorithm):
+def _work(problem: ConvProblem) -> Iterable[Work]:
+    accumulator = named_dtype(problem.accumulator_dtype)
+    return (_Cut(piece, accumulator).work for piece in lower(problem))
+
+
+def _packing(problem: ConvProblem) -> Iterable[Work]:
+    yield from gathering(problem)
+    for piece in lower(problem):
+        channels = piece.groups * piece.out_channels
+        yield Work(-(-channels // tile_channels()), {"arranged": channels * piece.reduction})
+
+
+class Direct(CpuAlgorithm):
     """The sum as it is written, from staged rows, in register tiles."""
 
     name = "direct"
-    device = "cpu"
+    running = CostModel(
+        _work, {"product": 4.3e-11, "tile": 5.9e-8, "staged": 1.5e-9, "result": 1e-9, "task": 7e-7, "call": 2e-5}
+    )
+    packing = CostModel(_packing, {"gathered": 2.7e-9, "arranged": 1e-9, "call": 5e-6})
 
     def why_not(self, problem: ConvProblem) -> str | None:
         return None
-
-    def cost(self, problem: ConvProblem, machine: Machine) -> float:
-        dtype = problem.accumulator_dtype
-        cuts = [_Cut(piece, named_dtype(dtype)) for piece in lower(problem)]
-        peak = machine.flops / machine.cores
-        return _CALL + sum(seconds(*cut.work, _RATES, machine, cut.tasks, dtype, peak) for cut in cuts)
-
-    def pack_cost(self, problem: ConvProblem, machine: Machine) -> float:
-        elements, gathered = packed_elements(problem)
-        return elements * _ARRANGE / machine.cores + gathered * _GATHER
 
     def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:
         accumulator = named_dtype(problem.accumulator_dtype)

@@ -10,6 +10,7 @@ Chellapilla, Puri and Simard, "High performance convolutional neural networks fo
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,16 @@ from numba import types
 
 from fastconv.arrays import named_dtype
 from fastconv.cpu import parallel
+from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.blas import one_thread
-from fastconv.cpu.costs import REFERENCE_FLOPS, packed_elements, seconds
+from fastconv.cpu.costs import CostModel, Work, gathering
 from fastconv.cpu.elements import resolve
 from fastconv.cpu.jit import Kernel, array, contiguous_taps, records
 from fastconv.cpu.plan import PiecewisePlan
 from fastconv.cpu.rows import add_row, read_row, write_row
 from fastconv.lowering import GEOMETRY, Correlation, lower
-from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
-from fastconv.registry import Algorithm, Plan, register
+from fastconv.registry import Plan, register
 from fastconv.settings import get_num_threads
 
 _TILE = 1 << 20  # bytes of patches (all groups) in a tile, about the L2 cache
@@ -34,11 +35,7 @@ _LEAST, _MOST = 64, 1024  # positions: fewer starve the GEMM, more only cost mem
 _SHARES = 16  # a tile takes at most this part of the workspace: so many threads may hold one
 _LONGEST = 4 << 20  # bytes of the patches of a single position, beyond which there is nothing to tile
 
-# Seconds for a product, an element packed, a result, a matrix product, a task (bench/fit_costs.py); for a call.
-_RATES = (4.3e-11, 2.7e-9, 1e-9, 1.9e-6, 2e-5)
-_CALL = 4e-5
-_GATHER = 2.7e-9  # for an element of the weight, where it is not in order already
-_COST_WORKSPACE = 64 << 20
+_COST_WORKSPACE = 64 << 20  # of predictions, which must not depend on the limit
 
 
 def _pack(cols, x, n, begin, end, geometry, half):  # type: ignore[no-untyped-def]
@@ -143,10 +140,18 @@ def _tile(piece: Correlation, itemsize: int, workspace_limit: int) -> int:
     return max(min(wanted, workspace_limit // _SHARES // position, piece.positions), 1)
 
 
-def _work(piece: Correlation, tasks: int) -> tuple[float, tuple[float, ...]]:
-    """What it costs: products, elements packed, results, matrix products, tasks."""
-    images = piece.batch * piece.groups * piece.positions
-    return piece.macs, (images * piece.reduction, images * piece.out_channels, tasks * piece.groups, tasks)
+def _work(problem: ConvProblem) -> Iterable[Work]:
+    for piece in lower(problem):
+        tasks = piece.batch * -(-piece.positions // _tile(piece, 4, _COST_WORKSPACE))
+        positions = piece.batch * piece.groups * piece.positions
+        counts = {
+            "product": piece.macs,
+            "patch element": positions * piece.reduction,
+            "result": positions * piece.out_channels,
+            "matrix product": tasks * piece.groups,
+            "task": tasks,
+        }
+        yield Work(tasks, counts)
 
 
 def _patch_bytes(piece: Correlation, itemsize: int) -> int:
@@ -157,11 +162,23 @@ def _elements(piece: Correlation, tile: int) -> int:
     return piece.groups * (piece.reduction + piece.out_channels) * tile
 
 
-class Im2col(Algorithm):
+class Im2col(CpuAlgorithm):
     """Tiled patches times a BLAS GEMM."""
 
     name = "im2col"
-    device = "cpu"
+    running = CostModel(
+        _work,
+        {
+            "product": 4.3e-11,
+            "patch element": 2.7e-9,
+            "result": 1e-9,
+            "matrix product": 1.9e-6,
+            "task": 2e-5,
+            "call": 4e-5,
+        },
+        widest=1.0,  # NumPy's OpenBLAS uses 8 lanes even where a CPU has 16, on AMD's at least
+    )
+    packing = CostModel(gathering, {"gathered": 2.7e-9, "call": 2e-6})
 
     def why_not(self, problem: ConvProblem) -> str | None:
         if "int" in problem.dtype:
@@ -171,19 +188,6 @@ class Im2col(Algorithm):
         if longest > _LONGEST:
             return f"the patches of a single output take {longest >> 20} MiB, more than {_LONGEST >> 20} MiB"
         return None
-
-    def cost(self, problem: ConvProblem, machine: Machine) -> float:
-        total = _CALL
-        for piece in lower(problem):
-            tile = _tile(piece, 4, _COST_WORKSPACE)
-            tasks = piece.batch * -(-piece.positions // tile)
-            # NumPy's OpenBLAS uses 8 lanes even where a CPU has 16, on AMD's at least.
-            total += seconds(*_work(piece, tasks), _RATES, machine, tasks, problem.accumulator_dtype, REFERENCE_FLOPS)
-        return total
-
-    def pack_cost(self, problem: ConvProblem, machine: Machine) -> float:
-        _, gathered = packed_elements(problem)
-        return gathered * _GATHER
 
     def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:
         itemsize = named_dtype(problem.accumulator_dtype).itemsize

@@ -69,6 +69,8 @@ def test_explain_marks_the_choice():
         (("bench", "--network", "lenet"), "lenet"),
         (("bench", "--peers", "abacus"), "abacus"),
         (("bench", "--threads", "0"), "at least 1"),
+        (("bench", "--seconds", "none"), "'none'"),
+        (("bench", "--roofline", "no/such/folder"), "folder"),
         (("bench", "--json", "no/such/folder/file.json"), "folder"),
         (("demo", "no-such-photograph.jpg"), "no-such-photograph.jpg"),
         (("demo", __file__), "not an image"),
@@ -132,15 +134,20 @@ registry.register(Wrong())
 
 
 def test_bench_measures_prints_and_writes(tmp_path):
-    data, picture = tmp_path / "bench.json", tmp_path / "bench.png"
-    arguments = ("--network", "googlenet", "--device", "cpu", "--threads", 1, "--json", data, "--plot", picture)
     pytest.importorskip("matplotlib")
     pytest.importorskip("scipy")
-    done = fastconv("bench", *arguments, "--peers", "scipy")
+    data, picture = tmp_path / "bench.json", tmp_path / "bench.png"
+    arguments = ("--network", "googlenet", "--device", "cpu", "--threads", 1, 2, "--seconds", 0.05, "--peers", "scipy")
+    done = fastconv("bench", *arguments, "--json", data, "--plot", picture, "--roofline", tmp_path)
     assert "googlenet 3a_5x5" in done.stdout
+    assert "NHWC against NCHW" in done.stdout
     found = json.loads(data.read_text())
-    (row,) = found["rows"]
-    assert row["layer"]["network"] == "googlenet"
-    assert found["threads"] == 1
-    assert all(entry["seconds"] > 0 and not entry["wrong"] for entry in row["entries"])
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert [run["threads"] for run in found["runs"]] == [1, 2]
+    for run in found["runs"]:
+        assert run["ceilings"]["flops"] > 1e9
+        (row,) = run["rows"]
+        assert row["layer"]["network"] == "googlenet"
+        assert all(entry["why_not"] or (entry["seconds"] > 0 and not entry["wrong"]) for entry in row["entries"])
+        assert {contest["rows"] for contest in run["contests"]} == {1}
+    for file in (picture, tmp_path / "direct-roofline.png", tmp_path / "im2col-roofline.png"):
+        assert file.read_bytes().startswith(b"\x89PNG")

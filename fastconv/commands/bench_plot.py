@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from fastconv.commands.bench import Row
+from fastconv.commands.bench_results import Run, quotient
+from fastconv.commands.engines import Functional
 
-_COLOURS = ("#1f6fb4", "#e07b28", "#3a9a5b")
+_COLOURS = ("#1f6fb4", "#e07b28", "#3a9a5b", "#8a5fb0")
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Chart:
     ratio: bool = True
 
 
-def plot(file: Path, rows: list[Row], title: str) -> None:
-    """Draw, for each device and between the two, how many times longer something takes than fastconv."""
+def plot(file: Path, runs: list[Run], title: str) -> None:
+    """Draw, for each run and between CPU and GPU, how many times longer something takes than fastconv."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    charts = _charts(rows)
+    charts = [*map(_chart, runs), *_cpu_against_gpu(runs)]
     height = 1.6 + 0.34 * max(len(chart.labels) for chart in charts)
     figure, panels = plt.subplots(1, len(charts), figsize=(8 * len(charts), height), squeeze=False)
     for panel, chart in zip(panels[0], charts, strict=True):
@@ -41,26 +41,29 @@ def plot(file: Path, rows: list[Row], title: str) -> None:
     plt.close(figure)
 
 
-def _charts(rows: list[Row]) -> list[Chart]:
-    by_device = {device: [row for row in rows if row.device == device] for device in ("cpu", "gpu")}
-    charts = [_chart(device.upper(), measured) for device, measured in by_device.items() if measured]
-    if len(charts) == 2:
-        pairs = list(zip(*by_device.values(), strict=True))
-        times = [(on_cpu.entries[0].seconds, on_gpu.entries[0].seconds) for on_cpu, on_gpu in pairs]
-        ratios = [slow / fast if slow and fast else None for slow, fast in times]
-        labels = [str(on_cpu.layer) for on_cpu, _ in pairs]
-        charts.append(Chart("CPU against GPU", labels, {"fastconv": ratios}, "time on the CPU / time on the GPU"))
-    return charts
-
-
-def _chart(title: str, rows: list[Row]) -> Chart:
-    labels = [f"{row.layer}  [{row.entries[0].algorithm}]" for row in rows]
-    peers = [entry.engine for entry in rows[0].entries[2:]]
+def _chart(run: Run) -> Chart:
+    own = [row.entry(Functional.name) for row in run.rows]
+    labels = [f"{row.layer}  [{entry.algorithm}]" for row, entry in zip(run.rows, own, strict=True)]
+    peers = [entry.engine for entry in run.rows[0].peers]
     if peers:
-        bars = {peer: [row.ratio(row.entries[2 + i]) for row in rows] for i, peer in enumerate(peers)}
-        return Chart(title, labels, bars, "time of the peer / time of fastconv (to the right: fastconv is faster)")
-    rates = [row.gflop / seconds if (seconds := row.entries[0].seconds) else None for row in rows]
-    return Chart(title, labels, {"fastconv": rates}, "GFLOP/s", ratio=False)
+        bars = {peer: [row.ratio(row.peers[i]) for row in run.rows] for i, peer in enumerate(peers)}
+        return Chart(str(run), labels, bars, "time of the peer / time of fastconv (to the right: fastconv is faster)")
+    rates = [row.gflop / e.seconds if e.seconds else None for row, e in zip(run.rows, own, strict=True)]
+    return Chart(str(run), labels, {"fastconv": rates}, "GFLOP/s", ratio=False)
+
+
+def _cpu_against_gpu(runs: list[Run]) -> list[Chart]:
+    """A chart for each dtype that ran on both; on the CPU, the last run counts."""
+    charts = []
+    on_cpu = {run.dtype: run for run in runs if run.device == "cpu"}
+    for run in runs:
+        if run.device == "gpu" and run.dtype in on_cpu:
+            pairs = zip(on_cpu[run.dtype].rows, run.rows, strict=True)
+            ratios = [quotient(*(row.entry(Functional.name).seconds for row in pair)) for pair in pairs]
+            labels = [str(row.layer) for row in run.rows]
+            title = f"CPU against GPU, {run.dtype}"
+            charts.append(Chart(title, labels, {"fastconv": ratios}, "time on the CPU / time on the GPU"))
+    return charts
 
 
 def _draw(panel: Any, chart: Chart) -> None:
@@ -77,7 +80,7 @@ def _draw(panel: Any, chart: Chart) -> None:
         panel.axvline(1, color="black", linewidth=1, zorder=3)
     panel.set_xlabel(chart.axis)
     panel.set_yticks(range(len(chart.labels)), chart.labels, fontsize=8)
-    panel.invert_yaxis()
+    panel.set_ylim(len(chart.labels) - 0.4, -0.6)
     panel.set_title(chart.title, fontsize=10, loc="left")
     panel.grid(axis="x", color="#dddddd", zorder=0)
     panel.spines[["top", "right"]].set_visible(False)

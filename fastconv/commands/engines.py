@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 import fastconv
-from fastconv import dispatch
+from fastconv import dispatch, registry
 from fastconv.arrays import named_dtype
 from fastconv.commands.info import versions
 from fastconv.networks import Layer
+from fastconv.problem import ConvProblem
 
 Array = np.ndarray[Any, Any]
 
@@ -88,10 +90,13 @@ class Functional(Engine):
         return array
 
     def algorithm(self, layer: Layer, dtype: str) -> str:
-        return dispatch.choose(layer.problem(dtype), self.device, prepared=self.prepared).name
+        return dispatch.choose(self._problem(layer, dtype), self.device, prepared=self.prepared).name
 
     def version(self) -> str:
         return fastconv.__version__
+
+    def _problem(self, layer: Layer, dtype: str) -> ConvProblem:
+        return layer.problem(dtype)
 
     def _bring(self, *arrays: Array) -> tuple[Any, ...]:
         if self.device == "cpu":
@@ -110,8 +115,53 @@ class Prepared(Functional):
     def prepare(self, layer: Layer, dtype: str, x: Array, w: Array) -> Callable[[], Any]:
         kind = getattr(fastconv, f"Conv{'Transpose' * layer.transposed}{layer.ndim}d")
         x, w = self._bring(x, w)
-        bound = kind(w, device=self.device, **layer.options)
+        bound = kind(w, device=self.device, **layer.options, **self._settings())
         return lambda: bound(x)
+
+    def _settings(self) -> dict[str, str]:
+        return {}
+
+
+class PreparedChannelsLast(Prepared):
+    """The prepared form on NHWC data, or what corresponds to it in one or three dimensions."""
+
+    name = "fastconv NHWC"
+    rival = "fastconv prepared"
+
+    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array) -> Callable[[], Any]:
+        return super().prepare(layer, dtype, np.ascontiguousarray(np.moveaxis(x, 1, -1)), w)
+
+    def fetch(self, result: Any) -> Array:
+        return np.moveaxis(super().fetch(result), -1, 1)
+
+    def _settings(self) -> dict[str, str]:
+        return {"data_format": "channels_last"}
+
+    def _problem(self, layer: Layer, dtype: str) -> ConvProblem:
+        return replace(layer.problem(dtype), channels_last=True)
+
+
+class OneAlgorithm(Prepared):
+    """The prepared form, computed by one algorithm of the registry."""
+
+    name = "fastconv:ALGORITHM"
+    rival = "fastconv prepared"
+
+    def __init__(self, device: str, threads: int, algorithm: str) -> None:
+        super().__init__(device, threads)
+        self._algorithm = next(a for a in registry.algorithms(device) if a.name == algorithm)
+
+    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array) -> Callable[[], Any]:
+        reason = self._algorithm.why_not(self._problem(layer, dtype))
+        if reason is not None:
+            raise Declined(reason)
+        return super().prepare(layer, dtype, x, w)
+
+    def algorithm(self, layer: Layer, dtype: str) -> str:
+        return self._algorithm.name
+
+    def _settings(self) -> dict[str, str]:
+        return {"algorithm": self._algorithm.name}
 
 
 class PyTorch(Engine):
@@ -217,7 +267,17 @@ class OnnxRuntime(Engine):
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3
         session = ort.InferenceSession(_onnx_model(layer, dtype, w), options, providers=["CPUExecutionProvider"])
-        return lambda: session.run(None, {"x": x})[0]
+        y = np.empty(layer.problem(dtype).result_shape, w.dtype)
+        binding = session.io_binding()
+        binding.bind_input("x", "cpu", 0, x.dtype, x.shape, x.ctypes.data)
+        binding.bind_output("y", "cpu", 0, y.dtype, y.shape, y.ctypes.data)
+        held = x, y  # the binding knows their addresses only
+
+        def call() -> Array:
+            session.run_with_iobinding(binding)
+            return held[1]
+
+        return call
 
 
 def _onnx_model(layer: Layer, dtype: str, w: Array) -> bytes:
@@ -242,19 +302,80 @@ def _onnx_model(layer: Layer, dtype: str, w: Array) -> bytes:
     return serialized
 
 
-ENGINES = {engine.name: engine for engine in (Functional, Prepared, PyTorch, PyTorchChannelsLast, SciPy, OnnxRuntime)}
+class OpenVINO(Engine):
+    """OpenVINO on a model of one operation, its weight a constant, which it packs when the model is compiled."""
+
+    name = "openvino"
+    modules = ("openvino",)
+    devices = ("cpu",)
+    rival = "fastconv prepared"
+
+    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array) -> Callable[[], Any]:
+        import openvino as ov
+
+        if dtype != "float32":
+            raise Declined(f"on a CPU, OpenVINO computes {dtype} in another type")
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": self.threads,
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        request = ov.Core().compile_model(_openvino_model(layer, w), "CPU", settings).create_infer_request()
+        request.set_input_tensor(ov.Tensor(x, shared_memory=True))
+        held = x, request.get_output_tensor().data  # what every inference reads and writes
+
+        def call() -> Array:
+            request.infer(share_inputs=True, share_outputs=True)
+            return held[1]
+
+        return call
+
+
+def _openvino_model(layer: Layer, w: Array) -> Any:
+    import openvino as ov
+    from openvino import opset13 as op
+
+    x = op.parameter(layer.x_shape, w.dtype)
+    geometry = {
+        "strides": layer.stride,
+        "pads_begin": layer.padding,
+        "pads_end": layer.padding,
+        "dilations": layer.dilation,
+    }
+    if layer.groups == 1:
+        operation = op.convolution_backprop_data if layer.transposed else op.convolution
+    else:
+        operation = op.group_convolution_backprop_data if layer.transposed else op.group_convolution
+        w = w.reshape(layer.groups, w.shape[0] // layer.groups, *w.shape[1:])
+    return ov.Model([operation(x, op.constant(w), **geometry)], [x])
+
+
+ENGINES = {
+    engine.name: engine
+    for engine in (
+        Functional, Prepared, PreparedChannelsLast, PyTorch, PyTorchChannelsLast, SciPy, OnnxRuntime, OpenVINO
+    )
+}  # fmt: skip
 
 #: Names that ``--peers`` takes -> the engines they stand for.
-PEERS = {
+PEERS: dict[str, tuple[type[Engine], ...]] = {
     "pytorch": (PyTorch, PyTorchChannelsLast),
     "scipy": (SciPy,),
     "onnxruntime": (OnnxRuntime,),
+    "openvino": (OpenVINO,),
 }
+
+
+def start(name: str, device: str, threads: int) -> Engine:
+    """The engine of that name; ``fastconv:direct`` is fastconv with that algorithm alone."""
+    _, _, algorithm = name.partition(":")
+    return OneAlgorithm(device, threads, algorithm) if algorithm else ENGINES[name](device, threads)
 
 
 def layer_operands(layer: Layer, dtype: str) -> tuple[Array, Array]:
     """The input and weight of a layer, the same in every process; the weight keeps results near unit size."""
     rng = np.random.default_rng(0)
     w_scale = (np.prod(layer.kernel) * layer.in_channels / layer.groups) ** -0.5
-    x, w = rng.standard_normal(layer.x_shape), rng.standard_normal(layer.w_shape) * w_scale
-    return x.astype(named_dtype(dtype)), w.astype(named_dtype(dtype))
+    x, w = (rng.standard_normal(shape, np.float32) for shape in (layer.x_shape, layer.w_shape))
+    w *= np.float32(w_scale)
+    return x.astype(named_dtype(dtype), copy=False), w.astype(named_dtype(dtype), copy=False)

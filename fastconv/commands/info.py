@@ -14,7 +14,7 @@ from typing import Any
 
 HELP = "describe this machine and installation: what a bug report needs"
 
-_PACKAGES = ("numpy", "numba", "llvmlite", "ml_dtypes", "scipy", "torch", "onnx", "onnxruntime")
+_PACKAGES = ("numpy", "numba", "llvmlite", "ml_dtypes", "scipy", "torch", "onnx", "onnxruntime", "openvino")
 
 _CUDA_PACKAGES = (
     "cupy",

@@ -1,6 +1,7 @@
 """Timing engines fairly: each in a process of its own, taking turns in rounds on the same arrays.
 
-On the CPU the minimum over all turns is kept: everything that disturbs a run makes it slower. On a GPU, calls are timed
+On the CPU the minimum over all turns is kept: everything that disturbs a run makes it slower. All engines get the same
+time on a layer, so that none has more chances of an undisturbed run. On a GPU, calls are timed
 by events on the device, on copies of the arrays that together exceed its L2 cache twice over, and the median is kept.
 """
 
@@ -22,10 +23,8 @@ from fastconv.networks import Layer
 from fastconv.registry import UNIT_ROUNDOFF
 from fastconv.timing import seconds_of
 
-_ROUNDS = 5
-_TURN_SECONDS = 0.08
+_TURN_SECONDS = 0.05
 _PAUSE_SECONDS = 0.02  # lets the threads of the engine before stop spinning
-_ENOUGH_SECONDS = 1.0  # an engine that has run so long on a layer is not asked again
 _GPU_CALLS = 20
 _MOST_COPIES = 1024
 
@@ -85,8 +84,8 @@ class EngineError(Exception):
     """An engine could not do what it was asked; the message says why."""
 
 
-def race(racers: list[Racer], layer: Layer, dtype: str, device: str) -> list[Entry]:
-    """Time a layer on every engine; the first one's result is what the others' are compared with.
+def race(racers: list[Racer], layer: Layer, dtype: str, device: str, seconds: float) -> list[Entry]:
+    """Time a layer on every engine for so long; the first one's result is what the others' are compared with.
 
     Raises
     ------
@@ -108,11 +107,13 @@ def race(racers: list[Racer], layer: Layer, dtype: str, device: str) -> list[Ent
         right = difference <= math.sqrt(UNIT_ROUNDOFF[dtype])
         entries.append(Entry(racer.engine, algorithm, difference=difference, wrong=not right))
     times: dict[Racer, list[float]] = {r: [] for r, e in zip(racers, entries, strict=True) if e.why_not is None}
-    for _ in range(_ROUNDS):
-        for racer, measured in times.items():
-            if sum(measured) < _ENOUGH_SECONDS:
-                time.sleep(_PAUSE_SECONDS)
-                measured += racer.ask("turn")
+    left = dict.fromkeys(times, seconds)
+    while waiting := [racer for racer in times if left[racer] > 0]:
+        for racer in waiting:
+            time.sleep(_PAUSE_SECONDS)
+            start = time.perf_counter()
+            times[racer] += racer.ask("turn")
+            left[racer] -= time.perf_counter() - start
     keep = min if device == "cpu" else statistics.median
     return [
         replace(entry, seconds=keep(times[racer])) if racer in times else entry
@@ -156,9 +157,9 @@ class _Server:
     """An engine and the layer it has loaded."""
 
     def __init__(self, name: str, device: str, threads: int) -> None:
-        from fastconv.commands.engines import ENGINES
+        from fastconv.commands.engines import start
 
-        self._engine = ENGINES[name](device, threads)
+        self._engine = start(name, device, threads)
         self._device = device
         self._calls: Iterator[Callable[[], Any]] = iter(())
 
@@ -181,7 +182,8 @@ class _Server:
         """Seconds of each of a few calls, or on a GPU of each of a few rows of calls."""
         calls = 1 if self._device == "cpu" else _GPU_CALLS
         times: list[float] = []
-        while not times or sum(times) < _TURN_SECONDS:
+        stop = time.perf_counter() + _TURN_SECONDS
+        while not times or time.perf_counter() < stop:
             times.append(seconds_of(lambda: next(self._calls)(), self._device, calls))
         return times
 

@@ -1,0 +1,155 @@
+"""What ``bench`` measured: rows, the runs they belong to, and the contests that a run decides."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastconv.arrays import named_dtype
+from fastconv.commands.engines import ENGINES, Functional, Prepared, PreparedChannelsLast, PyTorch, PyTorchChannelsLast
+from fastconv.commands.race import Entry
+from fastconv.networks import Layer
+
+if TYPE_CHECKING:
+    from fastconv.commands.ceilings import Ceilings
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer in one run; `nbytes` is what a call must at least move: its input, weight and result, once each."""
+
+    layer: Layer
+    gflop: float
+    nbytes: int
+    entries: tuple[Entry, ...]
+
+    @classmethod
+    def of(cls, layer: Layer, dtype: str, entries: list[Entry]) -> Row:
+        """The row of a layer that was raced."""
+        problem = layer.problem(dtype)
+        elements = sum(math.prod(shape) for shape in (*problem.operand_shapes, problem.result_shape))
+        return cls(layer, 2e-9 * problem.macs, elements * named_dtype(dtype).itemsize, tuple(entries))
+
+    def entry(self, engine: str) -> Entry:
+        """What that engine, which took part, did."""
+        return next(e for e in self.entries if e.engine == engine)
+
+    def best(self, engines: Iterable[str]) -> float | None:
+        """The least time of those engines that took part and have one."""
+        return min((e.seconds for e in self.entries if e.engine in engines and e.seconds), default=None)
+
+    @property
+    def peers(self) -> list[Entry]:
+        """Entries of other libraries."""
+        return [e for e in self.entries if not e.engine.startswith("fastconv")]
+
+    @property
+    def algorithms(self) -> list[Entry]:
+        """Entries of fastconv's algorithms, each raced by itself, that took the layer."""
+        return [e for e in self.entries if ":" in e.engine and e.seconds]
+
+    def ratio(self, peer: Entry) -> float | None:
+        """How many times longer `peer` takes than the form of fastconv it is comparable with."""
+        return quotient(peer.seconds, self.entry(ENGINES[peer.engine].rival).seconds)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The rows of one device, dtype and number of threads; ceilings are of a CPU and its dtypes only."""
+
+    device: str
+    dtype: str
+    threads: int
+    ceilings: Ceilings | None
+    rows: list[Row]
+
+    def __str__(self) -> str:
+        threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.device == "cpu" else ""
+        return f"{self.device}, {self.dtype}{threads}"
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One question to all rows of a run: at least `bar` is wanted of the ratio of two times."""
+
+    title: str
+    bar: float
+    ratios: list[tuple[float, Layer]]
+
+    @property
+    def below(self) -> list[tuple[float, Layer]]:
+        """The rows under the bar, the worst one first."""
+        return sorted((pair for pair in self.ratios if pair[0] < self.bar), key=lambda pair: pair[0])
+
+    @property
+    def mean(self) -> float | None:
+        """The geometric mean."""
+        return geometric_mean(ratio for ratio, _ in self.ratios)
+
+
+def contests(run: Run) -> list[Contest]:
+    """The contests of a run in which somebody took part."""
+    own, prepared, last = Functional.name, Prepared.name, PreparedChannelsLast.name
+    torch = (PyTorch.name, PyTorchChannelsLast.name)
+    rivals = [e.engine for e in run.rows[0].peers if e.engine != "scipy"]
+    asked: list[tuple[str, float, Callable[[Row], float | None]]] = [
+        ("function against torch.nn.functional", 1.0, lambda row: quotient(row.best(torch), row.best([own]))),
+        (f"prepared against the best of {', '.join(rivals)}", 1.0,
+         lambda row: quotient(row.best(rivals), row.best([prepared]))),
+        ("NHWC against NCHW", 0.9, lambda row: quotient(row.best([prepared]), row.best([last]))),
+        ("choice against the fastest algorithm", 0.9, _choice),
+    ]  # fmt: skip
+    found = []
+    for title, bar, ratio in asked:
+        ratios = [(value, row.layer) for row in run.rows if (value := ratio(row))]
+        if ratios:
+            found.append(Contest(title, bar, ratios))
+    return found
+
+
+def geometric_mean(ratios: Iterable[float | None]) -> float | None:
+    """Of those that there are."""
+    logs = [math.log(ratio) for ratio in ratios if ratio]
+    return math.exp(sum(logs) / len(logs)) if logs else None
+
+
+def quotient(theirs: float | None, ours: float | None) -> float | None:
+    """One time over another, if both were taken."""
+    return theirs / ours if theirs and ours else None
+
+
+def write(file: Path, runs: list[Run], versions: dict[str, str]) -> None:
+    """Write machine, versions, date, commit and every row as JSON."""
+    from fastconv.commands import info
+
+    found: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": info.collect(),
+        "engines": versions,
+        "runs": [_plain(run) for run in runs],
+    }
+    file.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _plain(run: Run) -> dict[str, Any]:
+    found = asdict(run)
+    for plain, row in zip(found["rows"], run.rows, strict=True):
+        plain["ratios"] = {peer.engine: row.ratio(peer) for peer in row.peers}
+        for entry in plain["entries"]:
+            entry["gflops"] = row.gflop / entry["seconds"] if entry["seconds"] else None
+    found["contests"] = [
+        {"title": c.title, "bar": c.bar, "rows": len(c.ratios), "below": len(c.below), "geometric_mean": c.mean}
+        for c in contests(run)
+    ]
+    return found
+
+
+def _choice(row: Row) -> float | None:
+    """How much of the fastest algorithm's speed the dispatcher's choice has."""
+    times = {e.algorithm: e.seconds for e in row.algorithms if e.seconds}
+    return quotient(min(times.values(), default=None), times.get(row.entry(Prepared.name).algorithm))

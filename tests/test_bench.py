@@ -1,0 +1,100 @@
+"""What ``bench`` races: the survey is what it says, and every engine computes the layers it takes."""
+
+import math
+
+import numpy as np
+import pytest
+
+from fastconv.commands.bench_results import Contest, Row, Run, contests
+from fastconv.commands.console import installed
+from fastconv.commands.engines import ENGINES, layer_operands
+from fastconv.commands.race import EngineError, Entry, Racer
+from fastconv.networks import LAYERS, SURVEY, read_layer
+from fastconv.reference import reference
+from fastconv.registry import UNIT_ROUNDOFF
+
+SMALL = {
+    kind: read_layer(f"tests {line}")
+    for kind, line in {
+        "plain": "plain 6>8 12x12 k3 p1",
+        "strided, dilated": "strided 6>8 15x15 k3 s2 p1 d2",
+        "grouped": "grouped 8>12 12x12 k3 p1 g4",
+        "depthwise": "depthwise 8>8 12x12 k3 p1 g8",
+        "transposed": "transposed 6>8 7x7 k4 s2 p1 T",
+        "transposed, grouped": "both 8>12 7x7 k4 s2 p1 g4 T",
+        "signal": "signal 6>8 50 k3 p1",
+        "volume": "volume 4>6 7x7x7 k3 p1",
+    }.items()
+}
+
+
+def test_the_survey_has_a_layer_of_every_kind():
+    assert len(set(SURVEY)) == len(SURVEY) == 44
+    assert len({str(one) for one in LAYERS}) == len(LAYERS)
+    assert set(SURVEY) <= set(LAYERS)
+    assert {one.ndim for one in SURVEY} == {1, 2, 3}
+    for ndim in (1, 2):
+        assert any(one.transposed for one in SURVEY if one.ndim == ndim)
+    assert any(one.groups == one.in_channels for one in SURVEY)
+    assert any(1 < one.groups < one.in_channels for one in SURVEY)
+    assert {max(one.kernel) for one in SURVEY} >= {1, 2, 3, 4, 5, 7, 10, 11, 16, 31}
+    assert any(max(one.dilation) > 1 for one in SURVEY)
+    assert any(one.batch > 1 for one in SURVEY)
+
+
+@pytest.mark.parametrize("engine", [e for e in ENGINES if "cpu" in ENGINES[e].devices] + ["fastconv:direct"])
+def test_engines_compute_what_they_take(engine):
+    """Each in a process of its own, as in a race."""
+    if engine in ENGINES:
+        for module in ENGINES[engine].modules:
+            if not installed(module):
+                pytest.skip(f"{module} is not installed")
+    racer, computed = Racer(engine, "cpu", 1), 0
+    try:
+        for kind, one in SMALL.items():
+            for dtype in ("float32", "float64"):
+                try:
+                    _, result = racer.ask("load", one, dtype)
+                except EngineError:
+                    continue  # declined
+                expected = reference(one.problem(dtype), *layer_operands(one, dtype))
+                allowed = 50 * UNIT_ROUNDOFF[dtype] * np.abs(expected).max()
+                np.testing.assert_allclose(result, expected, rtol=0, atol=allowed, err_msg=f"{kind}, {dtype}")
+                assert min(racer.ask("turn")) > 0
+                computed += 1
+    finally:
+        racer.close()
+    assert computed >= len(SMALL) // 2
+
+
+def measured(**seconds):
+    """A row of the smallest layer with these times; two algorithms by themselves."""
+    names = {"function": "fastconv", "prepared": "fastconv prepared", "last": "fastconv NHWC"}
+    entries = [Entry(names.get(name, name), "direct", time) for name, time in seconds.items()]
+    entries += [Entry("fastconv:direct", "direct", 3.0), Entry("fastconv:im2col", "im2col", 2.0)]
+    return Row.of(SMALL["plain"], "float32", entries)
+
+
+def test_contests_ask_each_row_once():
+    rows = [
+        measured(function=4.0, prepared=2.0, last=1.0, pytorch=8.0, onnxruntime=6.0),
+        measured(function=4.0, prepared=2.0, last=4.0, pytorch=2.0, onnxruntime=1.0),
+    ]
+    found = {contest.title: contest for contest in contests(Run("cpu", "float32", 1, None, rows))}
+    means = {title: contest.mean for title, contest in found.items()}
+    assert means["function against torch.nn.functional"] == pytest.approx(1.0)
+    assert means["prepared against the best of pytorch, onnxruntime"] == pytest.approx(math.sqrt(1.5))
+    assert means["NHWC against NCHW"] == pytest.approx(1.0)
+    assert means["choice against the fastest algorithm"] == pytest.approx(2 / 3)
+    assert [ratio for ratio, _ in found["NHWC against NCHW"].below] == [0.5]
+
+
+def test_rows_below_the_bar_are_listed_worst_first():
+    contest = Contest("title", 1.0, [(0.9, SURVEY[0]), (1.2, SURVEY[1]), (0.5, SURVEY[2])])
+    assert [ratio for ratio, _ in contest.below] == [0.5, 0.9]
+
+
+def test_a_row_counts_the_bytes_that_must_move():
+    row = measured(function=1.0, prepared=1.0, last=1.0)
+    assert row.nbytes == 4 * (6 * 12 * 12 + 8 * 6 * 3 * 3 + 8 * 12 * 12)
+    assert row.gflop == pytest.approx(2e-9 * 8 * 12 * 12 * 6 * 9)

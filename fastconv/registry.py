@@ -127,7 +127,8 @@ def register(algorithm: Algorithm) -> None:
 def _discover(device: str) -> None:
     package = importlib.import_module(f"fastconv.{device}")
     for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"fastconv.{device}.{module.name}")
+        if not module.name.startswith("_"):  # those are for whoever needs them
+            importlib.import_module(f"fastconv.{device}.{module.name}")
 
 
 def algorithms(device: str) -> tuple[Algorithm, ...]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from pathlib import Path
 
 _override: ContextVar[int | None] = ContextVar("fastconv_threads", default=None)
 _threads: int | None = None
@@ -118,3 +120,17 @@ def set_workspace_limit(n_bytes: int) -> None:
 def workspace_limit() -> int:
     """The bound set by :func:`set_workspace_limit`, in bytes."""
     return _workspace_limit
+
+
+def cache_directory() -> Path:
+    """Where files are kept between processes: ``FASTCONV_CACHE_DIR``, or the system's place for a user's caches."""
+    chosen = os.environ.get("FASTCONV_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA", "~/AppData/Local")
+    elif sys.platform == "darwin":
+        base = "~/Library/Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.path.expanduser(base)) / "fastconv"

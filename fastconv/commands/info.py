@@ -66,7 +66,7 @@ def collect() -> dict[str, Any]:
         "workspace_limit_bytes": settings.workspace_limit(),
         "versions": versions(_PACKAGES),
         "numpy_blas": _numpy_blas(),
-        "numba_cache": _numba_cache(),
+        "kernel_cache": _kernel_cache(),
         "no_gpu_because": dispatch.why_no_gpu(),
         "gpu": _gpu(),
         "cuda_versions": versions(_CUDA_PACKAGES),
@@ -135,12 +135,10 @@ def _numpy_blas() -> str:
     return f"{blas['name']} {blas['version']}"
 
 
-def _numba_cache() -> str:
-    from numba.core.caching import FunctionCache
+def _kernel_cache() -> str:
+    from fastconv.cpu import objects
 
-    from fastconv.cpu import jit
-
-    return str(FunctionCache(jit.Kernel.compile).cache_path)
+    return str(objects.directory())
 
 
 def _gpu() -> dict[str, Any] | None:

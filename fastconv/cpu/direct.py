@@ -21,15 +21,13 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import types
-from numba.extending import overload
 
 from fastconv.arrays import named_dtype
 from fastconv.cpu import parallel
 from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.costs import CostModel, Work, gathering
 from fastconv.cpu.elements import resolve
-from fastconv.cpu.jit import Kernel, array, contiguous_taps, records
+from fastconv.cpu.jit import Kernel, array, contiguous_taps, generic, integer, records
 from fastconv.cpu.microkernel import multiply_tile, padded, tile_channels
 from fastconv.cpu.plan import PiecewisePlan
 from fastconv.cpu.rows import add_row, read_row, write_row
@@ -56,16 +54,11 @@ BLOCKING = np.dtype(
 )
 
 
-def _accumulate(
-    sums: Any, pitch: int, channels: int, length: int, lines: Any, offsets: Any, taps: int, weights: Any, at: int,
-    all_taps: int, tile: int, strip: int,
-) -> None:  # fmt: skip
+@generic
+def _accumulate(sums: Any, *arguments: Any) -> Any:
     """Add taps to the sums of some channels; `weights[at:]` holds them tile by tile, (taps, tile) in each."""
-    raise NotImplementedError("only inside kernels")
+    from numba import types
 
-
-@overload(_accumulate, strict=False)
-def _accumulate_in_kernel(sums: Any, *arguments: Any) -> Any:
     def in_registers(  # type: ignore[no-untyped-def]
         sums, pitch, channels, length, lines, offsets, taps, weights, at, all_taps, tile, strip
     ):
@@ -178,13 +171,11 @@ def _compiled(dtype_name: str, result_name: str, accumulator_name: str) -> tuple
     vector = array(accumulator, 1, contiguous=True)
     matrix = array(accumulator, 2, contiguous=True, readonly=False)
     kernel = _kernel.compile(
-        types.int64, types.int64, array(dtype, 6), matrix, array(result, 6, readonly=False), vector, array(result, 6),
+        integer, integer, array(dtype, 6), matrix, array(result, 6, readonly=False), vector, array(result, 6),
         records(GEOMETRY), records(BLOCKING), array(np.dtype(np.int64), 1, contiguous=True),
-        array(accumulator, 1, contiguous=True, readonly=False), types.int64, types.int64, vector,
+        array(accumulator, 1, contiguous=True, readonly=False), integer, integer, vector,
     )  # fmt: skip
-    return kernel, _arrange_kernel.compile(
-        types.int64, types.int64, array(accumulator, 3, contiguous=True), types.int64, matrix
-    )
+    return kernel, _arrange_kernel.compile(integer, integer, array(accumulator, 3, contiguous=True), integer, matrix)
 
 
 def _tasks() -> int:

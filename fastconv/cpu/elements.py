@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic, overload
 
 from fastconv.arrays import named_dtype
-from fastconv.cpu.jit import inline
+from fastconv.cpu.jit import generic, inline, intrinsic
 from fastconv.problem import PADDING_MODES, Activation, ConvProblem
 
 _REFLECT, _REPLICATE, _CIRCULAR = (PADDING_MODES.index(m) for m in ("reflect", "replicate", "circular"))
@@ -44,25 +42,23 @@ def resolve(index, size, mode):  # type: ignore[no-untyped-def]
     return index if 0 <= index < size else -1
 
 
-def _converter(source: Any, target: Any, convert: Any) -> Any:
-    @intrinsic  # type: ignore[untyped-decorator]
+def _converter(source: str, target: str, convert: Any) -> Any:
+    @intrinsic
     def conversion(typing_context, value):  # type: ignore[no-untyped-def]
+        from numba import types
+
         def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
             return convert(builder, arguments[0])
 
-        return target(source), generate
+        return getattr(types, target)(getattr(types, source)), generate
 
     return conversion
 
 
-_float_of_bits = _converter(types.uint32, types.float32, lambda b, v: b.bitcast(v, ir.FloatType()))
-_bits_of_float = _converter(types.float32, types.uint32, lambda b, v: b.bitcast(v, ir.IntType(32)))
-_float_of_half = _converter(
-    types.uint16, types.float32, lambda b, v: b.fpext(b.bitcast(v, ir.HalfType()), ir.FloatType())
-)
-_half_of_float = _converter(
-    types.float32, types.uint16, lambda b, v: b.bitcast(b.fptrunc(v, ir.HalfType()), ir.IntType(16))
-)
+_float_of_bits = _converter("uint32", "float32", lambda b, v: b.bitcast(v, ir.FloatType()))
+_bits_of_float = _converter("float32", "uint32", lambda b, v: b.bitcast(v, ir.IntType(32)))
+_float_of_half = _converter("uint16", "float32", lambda b, v: b.fpext(b.bitcast(v, ir.HalfType()), ir.FloatType()))
+_half_of_float = _converter("float32", "uint16", lambda b, v: b.bitcast(b.fptrunc(v, ir.HalfType()), ir.IntType(16)))
 
 
 @inline
@@ -74,13 +70,11 @@ def _bfloat16_of_float(value):  # type: ignore[no-untyped-def]
     return np.uint16((word + rounding) >> np.uint32(16))
 
 
-def load(value: Any, half: int) -> Any:
+@generic
+def load(value: Any, half: Any) -> Any:
     """Widen a stored element to the accumulator's dtype; `half` is a :data:`fastconv.cpu.jit.HALF_FORMATS` code."""
-    raise NotImplementedError("only inside kernels")
+    from numba import types
 
-
-@overload(load, strict=False)
-def _load(value: Any, half: Any) -> Any:
     if value == types.uint16:
 
         def widen(value, half):  # type: ignore[no-untyped-def]
@@ -92,13 +86,11 @@ def _load(value: Any, half: Any) -> Any:
     return lambda value, half: value
 
 
-def store(array: Any, index: Any, value: Any, half: int) -> None:
+@generic
+def store(array: Any, index: Any, value: Any, half: Any) -> Any:
     """Round an accumulator to the result's dtype and write it."""
-    raise NotImplementedError("only inside kernels")
+    from numba import types
 
-
-@overload(store, strict=False)
-def _store(array: Any, index: Any, value: Any, half: Any) -> Any:
     if array.dtype == types.uint16:
 
         def narrow(array, index, value, half):  # type: ignore[no-untyped-def]
@@ -112,13 +104,11 @@ def _store(array: Any, index: Any, value: Any, half: Any) -> Any:
     return keep
 
 
+@generic
 def clip(value: Any, parameters: Any) -> Any:
     """Limit an accumulator to the range between two parameters."""
-    raise NotImplementedError("only inside kernels")
+    from numba import types
 
-
-@overload(clip, strict=False)
-def _clip(value: Any, parameters: Any) -> Any:
     if isinstance(value, types.Complex):
         return lambda value, parameters: value  # complex numbers have no order, and their problems no clip
 
@@ -130,13 +120,11 @@ def _clip(value: Any, parameters: Any) -> Any:
     return limit
 
 
-def activate(value: Any, code: int, parameters: Any) -> Any:
+@generic
+def activate(value: Any, code: Any, parameters: Any) -> Any:
     """Apply an activation other than a clip to an accumulator."""
-    raise NotImplementedError("only inside kernels")
+    from numba import types
 
-
-@overload(activate, strict=False)
-def _activate(value: Any, code: Any, parameters: Any) -> Any:
     if not isinstance(value, types.Float):
         return lambda value, code, parameters: value  # complex numbers and integers have none
     number = np.float32 if value == types.float32 else np.float64

@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from numba import types
 
 from fastconv.arrays import named_dtype
 from fastconv.cpu import parallel
@@ -22,7 +21,7 @@ from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.blas import one_thread
 from fastconv.cpu.costs import CostModel, Work, gathering
 from fastconv.cpu.elements import resolve
-from fastconv.cpu.jit import Kernel, array, contiguous_taps, records
+from fastconv.cpu.jit import Kernel, array, contiguous_taps, integer, records
 from fastconv.cpu.plan import PiecewisePlan
 from fastconv.cpu.rows import add_row, read_row, write_row
 from fastconv.lowering import GEOMETRY, Correlation, lower
@@ -97,11 +96,10 @@ class _Im2colPlan(PiecewisePlan):
         geometry = records(GEOMETRY)
         matrix = array(accumulator, 3, contiguous=True, readonly=False)
         vector = array(accumulator, 1, contiguous=True)
-        index = types.int64
-        self._pack = _pack_kernel.compile(matrix, array(dtype, 6), index, index, index, geometry, index)
+        self._pack = _pack_kernel.compile(matrix, array(dtype, 6), integer, integer, integer, geometry, integer)
         self._finish = _finish_kernel.compile(
-            array(result, 6, readonly=False), matrix, index, index, vector, array(result, 6), geometry, index, index,
-            vector,
+            array(result, 6, readonly=False), matrix, integer, integer, vector, array(result, 6), geometry, integer,
+            integer, vector,
         )  # fmt: skip
 
     def pack(self, w: Any) -> Any:

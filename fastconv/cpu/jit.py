@@ -1,78 +1,139 @@
-"""How kernels are compiled: one decorator over Numba, and a disk cache that cannot serve stale machine code.
+"""How kernels are written and called: Numba's decorators put off, and machine code that is kept on disk.
 
-Numba keys its cache on the file of the compiled function alone. Kernels here call helpers in other files, which are
-inlined; were one of those changed, Numba would go on loading the old code. So the key holds a digest of every source
-file of this package. Variants of a kernel differ by argument types only, never by what a closure or a global holds,
-which the key would not see either.
+Numba takes seconds to compile a kernel, and a good part of a second to be imported. Compiled kernels are therefore kept
+as object files (:mod:`fastconv.cpu.objects`), and a process that finds all of its kernels there never imports Numba.
+So nothing here or in the algorithms imports it at the top: what kernels call is declared by the decorators below, which
+hand it to Numba when a kernel that calls it is compiled.
+
+Variants of a kernel differ by argument types only, never by what a closure or a global holds: the key under which an
+object file is kept does not see those.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numba import njit, types
-from numba.core.caching import FunctionCache
-from numba.np.numpy_support import from_dtype
 
+from fastconv.cpu import objects
 from fastconv.lowering import Correlation
 
 #: Which half type 16 bits are; 0 where they are not one.
 HALF_FORMATS = {"float16": 1, "bfloat16": 2}
 
+#: How Numba compiles kernels and what they call. Contraction lets a * b + c be one FMA; nothing that reorders a sum is
+#: allowed. Without the run-time library, arrays are plain pointers: machine code needs nothing of Numba to run.
+OPTIONS: dict[str, Any] = {
+    "error_model": "numpy", "fastmath": {"contract"}, "_nrt": False, "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}  # fmt: skip
 
-@cache
-def _sources_digest() -> str:
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+
+@dataclass(frozen=True)
+class Argument:
+    """What a kernel is told of one of its arguments: an array, or with `ndim` 0 an integer of 64 bits."""
+
+    dtype: np.dtype[Any]
+    ndim: int
+    contiguous: bool = True
+    readonly: bool = True
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]
-    def _index_key(self, sig: Any, codegen: Any) -> Any:
-        return (*super()._index_key(sig, codegen), _sources_digest())
+integer = Argument(np.dtype(np.int64), 0)
+"""An integer argument."""
+
+
+def array(dtype: np.dtype[Any], ndim: int, *, readonly: bool = True, contiguous: bool = False) -> Argument:
+    """An array argument. Half types travel as their bits, 16-bit unsigned integers.
+
+    Arrays that are not `contiguous` may have any strides, so that whatever layout a call brings meets the same machine
+    code: one compilation for each dtype, not one for each layout.
+    """
+    return Argument(np.dtype(np.uint16) if dtype.name in HALF_FORMATS else dtype, ndim, contiguous, readonly)
+
+
+def records(dtype: np.dtype[Any]) -> Argument:
+    """An argument that is an array of structures."""
+    return Argument(dtype, 1)
 
 
 class Kernel:
-    """A function compiled for the argument types that it is told of, and for no others.
-
-    Array types are declared with any strides and (for inputs) read-only, so that whatever layout a call brings meets
-    the same machine code: one compilation for each dtype, not one for each layout.
-    """
+    """A function compiled for the argument types that it is told of, and for no others."""
 
     def __init__(self, function: Callable[..., None]) -> None:
-        # Contraction lets a * b + c be one FMA; nothing that reorders a sum is allowed.
-        self._dispatcher = njit(nogil=True, error_model="numpy", fastmath={"contract"})(function)
-        self._dispatcher._cache = _Cache(function)
+        self._function = function
+        self._compiled: dict[tuple[Argument, ...], Any] = {}
 
-    def compile(self, *arguments: Any) -> Any:
-        """The machine code for these Numba types; compiled or loaded from the disk at most once."""
-        signature = types.void(*arguments)
-        if signature.args not in self._dispatcher.overloads:
-            self._dispatcher.disable_compile(False)
-            self._dispatcher.compile(signature)
-            self._dispatcher.disable_compile()
-        return self._dispatcher
+    def compile(self, *arguments: Argument) -> Any:
+        """The machine code for these types, as a function; compiled or loaded from the disk at most once.
 
-
-inline = njit(inline="never", error_model="numpy", fastmath={"contract"})
-"""For helpers that kernels call; LLVM inlines them."""
+        It takes its arguments by position and raises `TypeError` if one is not what was declared. It releases the GIL.
+        """
+        function = self._compiled.get(arguments)
+        if function is None:
+            # Threads that come here at once make the same function; the first one's is kept.
+            made = objects.function(objects.load(self._function, arguments), self._function.__name__)
+            function = self._compiled.setdefault(arguments, made)
+        return function
 
 
-def array(dtype: np.dtype[Any], ndim: int, *, readonly: bool = True, contiguous: bool = False) -> types.Array:
-    """The Numba type of an array argument. Half types travel as their bits, 16-bit unsigned integers."""
-    stored = np.dtype(np.uint16) if dtype.name in HALF_FORMATS else dtype
-    return types.Array(from_dtype(stored), ndim, "C" if contiguous else "A", readonly=readonly)
+class _Deferred:
+    """What a kernel may call. Numba asks for its type while it compiles the kernel, and only then is it made."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    @cached_property
+    def _made(self) -> Any:
+        return self._make()
+
+    @cached_property
+    def _numba_type_(self) -> Any:
+        from numba.core.registry import cpu_target
+
+        made, context = self._made, cpu_target.typing_context
+        context.refresh()  # so that it knows of what was made
+        return context.resolve_value_type(made)
 
 
-def records(dtype: np.dtype[Any]) -> types.Array:
-    """The Numba type of an array of structures."""
-    return types.Array(from_dtype(dtype), 1, "C", readonly=False)
+def inline(function: Callable[..., Any]) -> Any:
+    """Declare a helper that kernels call; LLVM inlines it."""
+
+    def make() -> Any:
+        from numba import njit
+
+        return njit(**OPTIONS)(function)
+
+    return _Deferred(make)
+
+
+def generic(choose: Callable[..., Any]) -> Any:
+    """Declare a helper that differs by the types of its arguments: `choose` gets Numba's types and returns it."""
+
+    def make() -> Any:
+        from numba.extending import overload
+
+        def helper(*arguments: Any) -> Any:
+            raise NotImplementedError("only inside kernels")
+
+        overload(helper, OPTIONS, strict=False)(choose)
+        return helper
+
+    return _Deferred(make)
+
+
+def intrinsic(define: Callable[..., Any]) -> Any:
+    """Declare a helper written in LLVM IR: as :func:`numba.extending.intrinsic`."""
+
+    def make() -> Any:
+        from numba.extending import intrinsic
+
+        return intrinsic(define)
+
+    return _Deferred(make)
 
 
 def as_bits(a: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

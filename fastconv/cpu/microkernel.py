@@ -19,10 +19,8 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
+from fastconv.cpu.jit import intrinsic
 from fastconv.machine import vector_bytes
 
 _INDEX = ir.IntType(64)
@@ -56,6 +54,8 @@ def padded(length: int, itemsize: int) -> int:
 
 def _define(module: ir.Module, number: ir.Type, lanes: int, channels: int) -> ir.Function:
     """The function for one number of channels: (sums, pitch, lines, offsets, taps, weights, length)."""
+    from numba.core import cgutils
+
     name = f"fastconv_tile_{number}_{lanes}_{channels}"
     if name in module.globals:
         return module.globals[name]
@@ -82,6 +82,8 @@ def _emit_tile(
     builder: ir.IRBuilder, arguments: Any, j: ir.Value, number: ir.Type, lanes: int, channels: int, vectors: int
 ) -> None:
     """One tile of sums at column `j`, through all taps."""
+    from numba.core import cgutils
+
     sums, pitch, lines, offsets, taps, weights, _ = arguments
     vector = ir.VectorType(number, lanes)
     align = 4 if number == ir.FloatType() or number == ir.IntType(32) else 8
@@ -124,11 +126,13 @@ def _multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) 
     return builder.fadd(builder.fmul(a, b, flags=contract), c, flags=contract)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def multiply_tile(  # type: ignore[no-untyped-def]
     typing_context, sums, sums_at, pitch, lines, offsets, taps, weights, weights_at, channels, length
 ):
     """Add to `channels` rows of sums, `pitch` apart from `sums_at` on; at most :func:`tile_channels` of them."""
+    from numba import types
+
     signature = types.void(sums, sums_at, pitch, lines, offsets, taps, weights, weights_at, channels, length)
     itemsize = np.dtype(str(sums.dtype)).itemsize
     lanes = vector_bytes() // itemsize

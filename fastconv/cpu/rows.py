@@ -7,16 +7,15 @@ side by side take loops of their own, which LLVM vectorises.
 from __future__ import annotations
 
 import numpy as np
-from numba.core.imputils import impl_ret_borrowed
-from numba.extending import intrinsic
 
 from fastconv.cpu.elements import CLIP, activate, clip, load, resolve, store
-from fastconv.cpu.jit import inline
+from fastconv.cpu.jit import inline, intrinsic
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _contiguous(typing_context, row):  # type: ignore[no-untyped-def]
     """The same row, known to the compiler to have no gaps: the caller has looked."""
+    from numba.core.imputils import impl_ret_borrowed
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         return impl_ret_borrowed(context, builder, signature.return_type, arguments[0])

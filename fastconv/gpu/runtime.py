@@ -6,6 +6,8 @@ same kernels on the CPU that way.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,6 +116,11 @@ def use(other: Runtime) -> Iterator[None]:
 
 def why_no_gpu() -> str | None:
     """Why kernels cannot run on a GPU here, in words for the user; None if they can."""
+    driver = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        ctypes.CDLL(driver)  # asked first: importing CuPy takes longer than many a convolution
+    except OSError as error:
+        return f"there is no NVIDIA driver ({error})"
     try:
         import cupy
     except ImportError as error:

@@ -1,0 +1,142 @@
+"""Object code of kernels: kept on disk under a key that cannot serve stale code, and linked into this process.
+
+The key of an object file holds everything that its code depends on: every source file of this package (helpers from
+other files are inlined), the kernel and its argument types, the versions of what compiles, the CPU, and Numba's own
+settings. Linking is LLVM's: neither Numba nor a system linker takes part.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.metadata
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import llvmlite.binding as llvm
+import numpy as np
+
+from fastconv import settings
+from fastconv.machine import vector_bytes
+
+if TYPE_CHECKING:
+    from fastconv.cpu.jit import Argument
+
+#: The name under which an object file exports its function.
+ENTRY = "fastconv_entry"
+
+#: What object code may use of Python, by name.
+PYTHON_FUNCTIONS = (
+    "PyEval_RestoreThread", "PyEval_SaveThread", "PyErr_Occurred", "PyErr_SetString", "PyLong_AsLongLong", "Py_IncRef",
+)  # fmt: skip
+PYTHON_OBJECTS = {"fastconv_None": None, "fastconv_ndarray": np.ndarray, "fastconv_TypeError": TypeError}
+
+_UNUSED_DAYS = 30
+
+# -- on disk ----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _generation() -> str:
+    """A digest of what the code of all kernels depends on."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    features = llvm.get_host_cpu_features().flatten()
+    compilers = [importlib.metadata.version(name) for name in ("numba", "llvmlite", "numpy")]
+    cpu = (llvm.get_process_triple(), llvm.get_host_cpu_name(), features, vector_bytes())
+    chosen = sorted(item for item in os.environ.items() if item[0].startswith("NUMBA_"))
+    digest.update(repr((sys.version, compilers, cpu, chosen)).encode())
+    return digest.hexdigest()[:16]
+
+
+def directory() -> Path:
+    """Where this process keeps object files; those of other versions and settings lie beside it."""
+    return settings.cache_directory() / "kernels" / _generation()
+
+
+def load(function: Callable[..., None], arguments: tuple[Argument, ...]) -> bytes:
+    """The object code of a kernel for these argument types; compiled if it is not on the disk."""
+    key = hashlib.sha256(f"{function.__qualname__}{arguments}".encode())
+    key.update(Path(function.__code__.co_filename).read_bytes())  # it may be a test's
+    path = directory() / f"{function.__name__}-{key.hexdigest()[:16]}.o"
+    try:
+        checksum, code = (content := path.read_bytes())[:32], content[32:]
+        if hashlib.sha256(code).digest() == checksum:
+            return code
+    except OSError:
+        pass  # not there, or not for us to read
+    from fastconv.cpu import _compiler
+
+    code = _compiler.compile_object(function, arguments)
+    with suppress(OSError):  # a read-only or full disk costs the next process a compilation, no more
+        _save(path, hashlib.sha256(code).digest() + code)
+    return code
+
+
+def _save(path: Path, content: bytes) -> None:
+    """Write a file at once, whoever else is writing it or reading it."""
+    if not path.parent.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _forget_unused(path.parent.parent)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(content)
+    os.replace(file.name, path)
+
+
+def _forget_unused(home: Path) -> None:
+    """Delete generations to which nothing was added for a month."""
+    oldest = time.time() - _UNUSED_DAYS * 86400
+    for generation in home.iterdir():
+        if generation.stat().st_mtime < oldest:
+            for path in generation.iterdir():
+                path.unlink()
+            generation.rmdir()
+
+
+# -- in memory --------------------------------------------------------------------------------------------------------
+
+
+class _MethodDef(ctypes.Structure):
+    """Python's ``PyMethodDef``."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p), ("method", ctypes.c_void_p), ("flags", ctypes.c_int), ("doc", ctypes.c_char_p)
+    )  # fmt: skip
+
+
+_METH_FASTCALL = 0x80
+_forever: list[_MethodDef] = []  # Python keeps pointers to these
+
+
+def function(code: bytes, name: str) -> Any:
+    """Link object code and make a Python function of its entry. It stays in memory for good, as a module's would."""
+    builder = llvm.JITLibraryBuilder().add_object_img(code).add_current_process().export_symbol(ENTRY)
+    for symbol in PYTHON_FUNCTIONS:
+        address = ctypes.cast(getattr(ctypes.pythonapi, symbol), ctypes.c_void_p).value
+        builder.import_symbol(symbol, address)
+    for symbol, thing in PYTHON_OBJECTS.items():
+        builder.import_symbol(symbol, id(thing))
+    linker = _linker()
+    library = builder.link(linker, name)
+    method = _MethodDef(name.encode(), library[ENTRY], _METH_FASTCALL, None)
+    _forever.append(method)
+    # LLVM would unload the code when Python's objects die, at exit even under threads that still run it.
+    library.detach()
+    linker.detach()
+    new = ctypes.pythonapi.PyCFunction_NewEx
+    new.restype, new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+    return new(ctypes.addressof(method), None, None)
+
+
+def _linker() -> Any:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.create_lljit_compiler()

@@ -24,11 +24,10 @@ from fastconv.dispatch import Execution
 from fastconv.networks import LAYERS
 from fastconv.problem import ConvProblem
 from fastconv.registry import Algorithm, algorithms
-from fastconv.timing import seconds_of
+from fastconv.timing import operands, turn
 
 ROUNDS = 3
 TURN_SECONDS = 0.02
-ROW_SECONDS = 5e-4  # of calls timed together
 GOOD = 1.1
 
 PARTS = ("packing", "running")
@@ -48,8 +47,7 @@ def cut_down() -> Iterator[ConvProblem]:
 
 def calls(problem: ConvProblem) -> dict[tuple[Algorithm, str], Callable[[], object]]:
     """For each algorithm that takes the problem, its two parts as calls; each has been called once."""
-    rng = np.random.default_rng(0)
-    x, w = (rng.standard_normal(shape, np.float32) for shape in problem.operand_shapes)
+    x, w = operands(problem, "cpu")
     found = {}
     for algorithm in algorithms("cpu"):
         if algorithm.why_not(problem) is None:
@@ -72,12 +70,8 @@ def measure(problems: list[ConvProblem], threads: int) -> Seconds:
         for problem in problems:
             parts = calls(problem)
             for _, ((algorithm, part), call) in itertools.product(range(ROUNDS), parts.items()):
-                row = max(1, int(ROW_SECONDS / seconds_of(call, "cpu")))
-                least, enough = math.inf, time.perf_counter() + TURN_SECONDS
-                while least == math.inf or time.perf_counter() < enough:
-                    least = min(least, seconds_of(call, "cpu", row, clock))
                 key = problem, algorithm, part
-                measured[key] = min(least, measured.get(key, math.inf))
+                measured[key] = min(*turn(call, "cpu", TURN_SECONDS, clock), measured.get(key, math.inf))
     return measured
 
 

@@ -14,6 +14,7 @@ from fastconv.layers import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspo
 from fastconv.problem import ConvProblem
 from fastconv.settings import get_num_threads, set_num_threads, set_workspace_limit, threads
 from fastconv.shapes import conv_output_shape, conv_transpose_output_shape
+from fastconv.tuning import tune
 
 __version__ = "0.1.0"
 
@@ -39,4 +40,5 @@ __all__ = [
     "set_num_threads",
     "set_workspace_limit",
     "threads",
+    "tune",
 ]

@@ -1,10 +1,10 @@
-"""From a problem to a running kernel: candidates, their predicted cost, the choice."""
+"""From a problem to a running kernel: candidates, their measured or predicted time, the choice."""
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from fastconv.arrays import Kind, adopt, check_out, named_dtype
 from fastconv.lowering import Views
 from fastconv.problem import ConvProblem, compute_dtype
 from fastconv.registry import Algorithm, algorithms
+
+if TYPE_CHECKING:
+    from fastconv.remembered import Record
 
 DEVICES = ("auto", "cpu", "gpu")
 
@@ -34,18 +37,37 @@ def why_no_gpu() -> str | None:
     return runtime.why_no_gpu()
 
 
-def predicted(algorithm: Algorithm, problem: ConvProblem, *, prepared: bool) -> float:
-    """Predicted seconds of a call: of a prepared layer, or of a function, which packs the weight each time."""
+class Estimate(NamedTuple):
+    """Seconds of a call, predicted, or measured on this machine; the latter come first."""
+
+    predicted: bool
+    seconds: float
+
+
+def estimate(algorithm: Algorithm, problem: ConvProblem, *, prepared: bool) -> Estimate:
+    """Seconds of a call: of a prepared layer, or of a function, which packs the weight each time."""
+    record = _recall(problem, algorithm.device)
+    measured = {} if record is None else record.prepared if prepared else record.call
+    if algorithm.name in measured:
+        return Estimate(False, measured[algorithm.name])
     here = machine_of(algorithm.device)
     seconds = algorithm.cost(problem, here)
-    return seconds if prepared else seconds + algorithm.pack_cost(problem, here)
+    return Estimate(True, seconds if prepared else seconds + algorithm.pack_cost(problem, here))
+
+
+@lru_cache(maxsize=4096)
+def _recall(problem: ConvProblem, device: str) -> Record | None:
+    from fastconv.remembered import recall  # what it imports, the first choice has to import anyway
+
+    return recall(problem, device)
 
 
 @lru_cache(maxsize=4096)
 def choose(problem: ConvProblem, device: str = "cpu", algorithm: str = "auto", *, prepared: bool = False) -> Algorithm:
-    """The algorithm to run `problem` with on ``"cpu"`` or ``"gpu"``: the named one, or the one predicted fastest.
+    """The algorithm to run `problem` with on ``"cpu"`` or ``"gpu"``: the named one, or the fastest.
 
-    The fastest may differ between a function and a `prepared` layer, whose weight is packed beforehand.
+    That is the one measured fastest, where ``tune`` has measured `problem`, or else predicted fastest. It may differ
+    between a function and a `prepared` layer, whose weight is packed beforehand.
 
     Raises
     ------
@@ -61,7 +83,7 @@ def choose(problem: ConvProblem, device: str = "cpu", algorithm: str = "auto", *
             raise ValueError(f"algorithm={algorithm!r} cannot compute {problem}: {reason}")
         return known[algorithm]
     willing = [a for a in known.values() if a.why_not(problem) is None]
-    return min(willing, key=lambda a: predicted(a, problem, prepared=prepared))
+    return min(willing, key=lambda a: estimate(a, problem, prepared=prepared))
 
 
 def place(problem: ConvProblem, device: str, home: str, *, prepared: bool = False) -> str:
@@ -87,13 +109,13 @@ def place(problem: ConvProblem, device: str, home: str, *, prepared: bool = Fals
 
 
 def _gpu_pays(problem: ConvProblem, prepared: bool) -> bool:
-    on_cpu = predicted(choose(problem, "cpu", prepared=prepared), problem, prepared=prepared)
+    on_cpu = estimate(choose(problem, "cpu", prepared=prepared), problem, prepared=prepared).seconds
     if on_cpu < _GPU_WORTH_ASKING or why_no_gpu() is not None:
         return False
     x, w = problem.operand_shapes
     moved = (x, problem.result_shape) if prepared else (x, w, problem.result_shape)
     transfer = sum(map(math.prod, moved)) * named_dtype(problem.dtype).itemsize / machine.gpu().transfer
-    on_gpu = predicted(choose(problem, "gpu", prepared=prepared), problem, prepared=prepared)
+    on_gpu = estimate(choose(problem, "gpu", prepared=prepared), problem, prepared=prepared).seconds
     return on_cpu > _GPU_ADVANTAGE * (on_gpu + transfer)
 
 
@@ -184,6 +206,12 @@ def _cupy() -> Any:
 @lru_cache(maxsize=4096)
 def _execution(problem: ConvProblem, device: str, algorithm: str, prepared: bool, workspace_limit: int) -> Execution:
     return Execution(problem, choose(problem, device, algorithm, prepared=prepared))
+
+
+def choose_anew() -> None:
+    """Forget choices made in this process, because what is remembered has changed."""
+    for cached in (_recall, choose, _execution):
+        cached.cache_clear()
 
 
 def prepare(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,20 +10,21 @@ import numpy as np
 
 from fastconv import settings
 from fastconv.arrays import named_dtype
-from fastconv.dispatch import choose, place, predicted, why_no_gpu
+from fastconv.dispatch import Estimate, choose, estimate, place, why_no_gpu
 from fastconv.problem import ConvProblem, Triple, compute_dtype, ndim_of
 from fastconv.registry import Algorithm, algorithms
 
 
 @dataclass(frozen=True)
 class Form:
-    """An algorithm in one form of a convolution: its predicted seconds, and whether it is the one chosen."""
+    """An algorithm in one form of a convolution: seconds, predicted or measured, and whether it is the one chosen."""
 
     seconds: float
+    measured: bool
     chosen: bool
 
     def __str__(self) -> str:
-        return f"{'->' if self.chosen else '  '} {self.seconds * 1e3:.3g} ms"
+        return f"{'->' if self.chosen else '  '} {self.seconds * 1e3:.3g} ms{' measured' * self.measured}"
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,9 @@ def explain(
     Returns
     -------
     Explanation
-        Its ``rows`` hold, for each algorithm, predicted seconds and whether it is chosen, both for a ``call`` of the
-        function, which packs the weight, and for a ``prepared`` layer, whose weight is packed; workspace bytes and
-        promised tolerance; or why it declines. ``print`` shows them as a table.
+        Its ``rows`` hold, for each algorithm, seconds (predicted, or measured by :func:`fastconv.tune`) and whether it
+        is chosen, both for a ``call`` of the function, which packs the weight, and for a ``prepared`` layer, whose
+        weight is packed; workspace bytes and promised tolerance; or why it declines. ``print`` shows them as a table.
 
     Raises
     ------
@@ -109,17 +111,26 @@ def explain(
     >>> [row.algorithm for row in explanation.rows if row.call and row.call.chosen]  # doctest: +ELLIPSIS
     [...]
     """
+    explanation = describe(read_problem(x_shape, w_shape, dtype, transposed, options), algorithm, device)
+    print(explanation)
+    return explanation
+
+
+def read_problem(x_shape: Any, w_shape: Any, dtype: Any, transposed: bool, options: Mapping[str, Any]) -> ConvProblem:
+    """The problem that the arguments of :func:`explain` describe."""
     numbers = named_dtype(dtype) if isinstance(dtype, str) else np.dtype(dtype)
     build = ConvProblem.transposed if transposed else ConvProblem.forward
-    problem = build(ndim_of(w_shape), x_shape, w_shape, dtype=compute_dtype(numbers, numbers), **options)
+    return build(ndim_of(w_shape), x_shape, w_shape, dtype=compute_dtype(numbers, numbers), **options)
+
+
+def describe(problem: ConvProblem, algorithm: str = "auto", device: str = "auto") -> Explanation:
+    """What each registered algorithm would make of `problem`."""
     chosen = [
         choose(problem, place(problem, device, "cpu", prepared=prepared), algorithm, prepared=prepared)
         for prepared in (False, True)
     ]
     rows = (_row(a, problem, *chosen) for at in ("cpu", "gpu") for a in algorithms(at))
-    explanation = Explanation(problem, tuple(rows))
-    print(explanation)
-    return explanation
+    return Explanation(problem, tuple(rows))
 
 
 def _row(candidate: Algorithm, problem: ConvProblem, called: Algorithm, prepared: Algorithm) -> Row:
@@ -127,8 +138,12 @@ def _row(candidate: Algorithm, problem: ConvProblem, called: Algorithm, prepared
     reason = candidate.why_not(problem) or (why_no_gpu() if device == "gpu" else None)
     if reason is not None:
         return Row(name, device, None, None, None, None, None, reason)
-    call = Form(predicted(candidate, problem, prepared=False), candidate is called)
-    layer = Form(predicted(candidate, problem, prepared=True), candidate is prepared)
+    call = _form(estimate(candidate, problem, prepared=False), candidate is called)
+    layer = _form(estimate(candidate, problem, prepared=True), candidate is prepared)
     workspace = candidate.workspace_bytes(problem, settings.workspace_limit())
     promise = candidate.tolerance(problem), candidate.spread(problem)
     return Row(name, device, call, layer, workspace, *promise, None)
+
+
+def _form(time: Estimate, chosen: bool) -> Form:
+    return Form(time.seconds, not time.predicted, chosen)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fastconv import dispatch
 from fastconv.arrays import Kind
 from fastconv.dispatch import Execution, adopt_all, prepare
 from fastconv.problem import ConvProblem, compute_dtype
@@ -481,6 +482,12 @@ def lookup(
         _RECENT.clear()
     _RECENT[key] = execution, options
     return execution
+
+
+def choose_anew() -> None:
+    """Choose algorithms again at the next calls, because what is remembered of their times has changed."""
+    dispatch.choose_anew()
+    _RECENT.clear()
 
 
 def _types(option: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import cache
 
@@ -57,3 +58,35 @@ def gpu() -> Machine:
     # Memory transfers twice in a clock, over a bus given in bits.
     bandwidth = 2e3 * about["MemoryClockRate"] * about["GlobalMemoryBusWidth"] / 8
     return Machine(cores, flops, bandwidth, launch=5e-6, transfer=1.2e10)
+
+
+def cpu_model() -> str:
+    """The CPU's name, as its maker gives it."""
+    import platform
+
+    if sys.platform == "linux":
+        import re
+        from pathlib import Path
+
+        named = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if named:
+            return named[1]
+    if sys.platform == "darwin":
+        import subprocess
+
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return platform.processor() or platform.machine()
+
+
+def identity(device: str) -> str:
+    """What makes a machine differ from others in speed, in words: a name for times that were measured on it."""
+    if device == "cpu":
+        import llvmlite.binding as llvm
+
+        return f"{cpu_model()}, {llvm.get_host_cpu_features().flatten()}, {available_cores()} cores"
+    import cupy
+
+    device_id = cupy.cuda.Device().id
+    name = cupy.cuda.runtime.getDeviceProperties(device_id)["name"].decode()
+    return f"{name}, CUDA {cupy.cuda.runtime.runtimeGetVersion()}, driver {cupy.cuda.runtime.driverGetVersion()}"

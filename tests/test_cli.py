@@ -33,7 +33,7 @@ def test_help_names_every_command_and_imports_nothing_heavy():
     heavy = ("numba", "cupy", "torch", "rich", "matplotlib", "PIL", "scipy")
     check = f"import atexit, sys; atexit.register(lambda: print([m for m in {heavy} if m in sys.modules]))"
     done = fastconv("--help", before=check)
-    assert all(name in done.stdout for name in ("demo", "bench", "explain", "verify", "info", "compile"))
+    assert all(name in done.stdout for name in ("demo", "bench", "explain", "tune", "verify", "info", "compile"))
     assert done.stdout.endswith("[]\n")
 
 

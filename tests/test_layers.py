@@ -12,7 +12,7 @@ from strategies import laid_out, operands, problems, public_call
 
 import fastconv
 from fastconv import machine, registry
-from fastconv.dispatch import choose, predicted
+from fastconv.dispatch import choose, estimate
 from fastconv.problem import ConvProblem
 from fastconv.registry import Algorithm, algorithms
 
@@ -77,7 +77,7 @@ def test_only_a_function_reckons_with_packing(monkeypatch):
     p = ConvProblem.forward(2, (1, 3, 11, 13), (5, 3, 3, 2))
     assert choose(p, prepared=True) is slow
     assert choose(p, prepared=False) is not slow
-    assert (predicted(slow, p, prepared=False), predicted(slow, p, prepared=True)) == (3600, 0)
+    assert [estimate(slow, p, prepared=prepared).seconds for prepared in (False, True)] == [3600, 0]
     explanation = fastconv.explain(p.x_shape, p.w_shape)
     (row,) = (row for row in explanation.rows if row.algorithm == slow.name)
     assert (row.call.chosen, row.prepared.chosen) == (False, True)

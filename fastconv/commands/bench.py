@@ -50,8 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Race the engines over the layers; print, write and plot what was measured."""
     import fastconv
-    from fastconv import dispatch, registry
-    from fastconv.commands import info
+    from fastconv import dispatch, machine, registry
 
     _check_outputs(args)
     layers, peers = _layers(args.network, args.batch), _peers(args.peers)
@@ -83,11 +82,11 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         from fastconv.commands.bench_plot import plot
 
-        plot(args.plot, runs, info.cpu_model())
+        plot(args.plot, runs, machine.cpu_model())
     if args.roofline:
         from fastconv.commands.roofline import plot_rooflines
 
-        plot_rooflines(args.roofline, runs, info.cpu_model())
+        plot_rooflines(args.roofline, runs, machine.cpu_model())
     return 0
 
 

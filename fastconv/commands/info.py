@@ -6,9 +6,7 @@ import argparse
 import importlib.metadata
 import json
 import platform
-import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 def collect() -> dict[str, Any]:
     """Everything ``info`` tells, ready for JSON."""
     import fastconv
-    from fastconv import dispatch, registry, settings
+    from fastconv import dispatch, machine, registry, settings
     from fastconv.gpu import source
 
     here = Path(fastconv.__file__).parent
@@ -59,7 +57,7 @@ def collect() -> dict[str, Any]:
         "git_commit": git_commit(here),
         "python": platform.python_version(),
         "system": platform.platform(),
-        "cpu": cpu_model(),
+        "cpu": machine.cpu_model(),
         **_cpu(),
         "cores": settings.available_cores(),
         "threads": settings.get_num_threads(),
@@ -73,18 +71,6 @@ def collect() -> dict[str, Any]:
         "cuda_sources": str(source.directory()),
         "algorithms": {at: [a.name for a in registry.algorithms(at)] for at in ("cpu", "gpu")},
     }
-
-
-def cpu_model() -> str:
-    """The CPU's name, as its maker gives it."""
-    if sys.platform == "linux":
-        named = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        if named:
-            return named[1]
-    if sys.platform == "darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return platform.processor() or platform.machine()
 
 
 def git_commit(where: Path) -> str | None:

@@ -114,12 +114,12 @@ def _emit_tile(
             spread = builder.shuffle_vector(spread, undefined, zeros)
             for v in range(vectors):
                 before = builder.load(held[i, v], typ=vector)
-                builder.store(_multiply_add(builder, values[v], spread, before), held[i, v])
+                builder.store(multiply_add(builder, values[v], spread, before), held[i, v])
     for at in each():
         builder.store(builder.load(held[at], typ=vector), places[at], align=align)
 
 
-def _multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+def multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
     if isinstance(a.type.element, ir.IntType):
         return builder.add(builder.mul(a, b), c)
     contract = ("contract",)  # so that the two become one fused instruction where the CPU has it

@@ -1,0 +1,134 @@
+"""Rows of elements that lie side by side, copied in whole vectors: LLVM IR.
+
+Under Numba a row costs some 25 ns however short it is: a slice is made, a loop asks whether source and target overlap,
+the last elements go one by one. Here a row of n elements is whole vectors and then, for each binary digit of what is
+left, a vector of half, a quarter, … of the lanes: 7 elements are 4 + 2 + 1. Nothing outside the row is touched.
+
+A row may be *split* on the way, ``target[part][i] = source[2 * i + part]``, so that what a stride of 2 reads lies side
+by side: a vector of twice the lanes is loaded, its even and its odd elements are stored apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from llvmlite import ir
+
+from fastconv.cpu.jit import intrinsic
+from fastconv.machine import vector_bytes
+
+BYTE, LANE, INDEX, POINTER = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.PointerType()
+
+
+def itemsize(number: ir.Type) -> int:
+    """Bytes of a number."""
+    return number.width // 8 if isinstance(number, ir.IntType) else 4 if number == ir.FloatType() else 8
+
+
+def define(module: ir.Module, name: str, arguments: list[ir.Type]) -> tuple[ir.Function, bool]:
+    """A function of a module that returns nothing, and whether it is there already."""
+    if name in module.globals:
+        return module.globals[name], True
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")  # inlined, its addresses would be kept through all loops around it
+    return function, False
+
+
+def moved(builder: ir.IRBuilder, pointer: ir.Value, amount: ir.Value | int, unit: ir.Type) -> ir.Value:
+    """A pointer so many units further on."""
+    return builder.gep(pointer, [INDEX(amount) if isinstance(amount, int) else amount], source_etype=unit)
+
+
+def data_of(context: Any, builder: ir.IRBuilder, kind: Any, array: ir.Value, unit: Any, at: ir.Value) -> Any:
+    """The address of an array's data, so many units further on."""
+    return moved(builder, context.make_array(kind)(context, builder, array).data, at, unit)
+
+
+@contextmanager
+def counted(builder: ir.IRBuilder, start: ir.Value, stop: ir.Value, step: int = 1) -> Iterator[ir.Value]:
+    """A loop over an index that LLVM is told not to unroll: its body is large enough, or it runs a few times."""
+    before = builder.block
+    test, body, done = (builder.append_basic_block(f"loop.{part}") for part in ("test", "body", "done"))
+    builder.branch(test)
+    builder.position_at_end(test)
+    index = builder.phi(INDEX)
+    index.add_incoming(start, before)
+    builder.cbranch(builder.icmp_signed("<", index, stop), body, done)
+    builder.position_at_end(body)
+    yield index
+    index.add_incoming(builder.add(index, INDEX(step)), builder.block)
+    back = builder.branch(test)
+    module = builder.module
+    off = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
+    back.set_metadata("llvm.loop", module.add_metadata([off]))
+    builder.position_at_end(done)
+
+
+def define_copy(module: ir.Module, number: ir.Type, parts: int) -> ir.Function:
+    """The function (target of each part …, pitch, source, stride, rows, length); pitch and stride in bytes."""
+    size = itemsize(number)
+    lanes = vector_bytes() // size
+    function, known = define(
+        module, f"fastconv_copy_{number}_{lanes}_{parts}", [POINTER] * parts + [INDEX, POINTER, INDEX, INDEX, INDEX]
+    )
+    if known:
+        return function
+    *targets, pitch, source, stride, rows, length = function.args
+    builder = ir.IRBuilder(function.append_basic_block())
+    whole = builder.and_(length, INDEX(-parts * lanes))
+    with counted(builder, INDEX(0), rows) as row:
+        start = moved(builder, source, builder.mul(row, stride), BYTE)
+        to = builder.mul(row, pitch)
+
+        def copy(at: ir.Value, count: int) -> None:
+            """Elements `at` to `at + count`; `at` is a multiple of the parts."""
+            values = builder.load(moved(builder, start, at, number), align=size, typ=ir.VectorType(number, count))
+            for part, target in enumerate(targets[:count]):
+                chosen = list(range(part, count, parts))
+                mask = ir.Constant(ir.VectorType(LANE, len(chosen)), chosen)
+                place = moved(builder, moved(builder, target, to, BYTE), builder.udiv(at, INDEX(parts)), number)
+                builder.store(builder.shuffle_vector(values, values, mask), place, align=size)
+
+        with counted(builder, INDEX(0), whole, parts * lanes) as at:
+            copy(at, parts * lanes)
+        count = parts * lanes // 2
+        while count:
+            with builder.if_then(builder.icmp_unsigned("!=", builder.and_(length, INDEX(count)), INDEX(0))):
+                copy(builder.and_(length, INDEX(-2 * count)), count)
+            count //= 2
+    builder.ret_void()
+    return function
+
+
+def _copying(parts: int) -> Any:
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        target, *firsts, pitch, source, begin, stride, rows, length = arguments
+        number = context.get_data_type(signature.args[0].dtype)
+        to = [data_of(context, builder, signature.args[0], target, number, first) for first in firsts]
+        from_ = data_of(context, builder, signature.args[parts + 2], source, BYTE, begin)
+        copy = define_copy(builder.module, number, parts)
+        builder.call(copy, (*to, builder.mul(pitch, INDEX(itemsize(number))), from_, stride, rows, length))
+        return context.get_dummy_value()
+
+    return generate
+
+
+@intrinsic
+def copy_rows(typing_context, target, first, pitch, source, begin, stride, rows, length):  # type: ignore[no-untyped-def]
+    """Copy rows, found ``begin + r * stride`` bytes into the source, to element ``first + r * pitch`` of the target."""
+    from numba import types
+
+    return types.void(target, first, pitch, source, begin, stride, rows, length), _copying(1)
+
+
+@intrinsic
+def split_rows(  # type: ignore[no-untyped-def]
+    typing_context, target, even, odd, pitch, source, begin, stride, rows, length
+):
+    """The same, but elements 0, 2, 4, … of a row go to ``even + r * pitch``, the others to ``odd + r * pitch``."""
+    from numba import types
+
+    return types.void(target, even, odd, pitch, source, begin, stride, rows, length), _copying(2)

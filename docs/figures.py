@@ -104,7 +104,7 @@ def im2col() -> None:
         product,
         12,
         11,
-        "sized for the L2 cache; bias, residual and activation\nare applied as the sums are written out",
+        "about 1 MiB of patches; bias, residual and activation\nare applied as the sums are written out",
     )
 
 

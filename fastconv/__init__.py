@@ -15,6 +15,7 @@ from fastconv.problem import ConvProblem
 from fastconv.settings import get_num_threads, set_num_threads, set_workspace_limit, threads
 from fastconv.shapes import conv_output_shape, conv_transpose_output_shape
 from fastconv.tuning import tune
+from fastconv.warming import warmup
 
 __version__ = "0.1.0"
 
@@ -41,4 +42,5 @@ __all__ = [
     "set_workspace_limit",
     "threads",
     "tune",
+    "warmup",
 ]

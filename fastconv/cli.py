@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from fastconv import __version__
 from fastconv.commands.console import CommandError
 
-COMMANDS = ("demo", "bench", "explain", "tune", "verify", "info", "compile")
+COMMANDS = ("demo", "bench", "explain", "tune", "warmup", "verify", "info", "compile")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,6 +24,7 @@ from fastconv.registry import UNIT_ROUNDOFF
 from fastconv.timing import seconds_of
 
 _TURN_SECONDS = 0.05
+_LEAST_TURNS = 3
 _PAUSE_SECONDS = 0.02  # lets the threads of the engine before stop spinning
 _GPU_CALLS = 20
 _MOST_COPIES = 1024
@@ -108,7 +109,9 @@ def race(racers: list[Racer], layer: Layer, dtype: str, device: str, seconds: fl
         entries.append(Entry(racer.engine, algorithm, difference=difference, wrong=not right))
     times: dict[Racer, list[float]] = {r: [] for r, e in zip(racers, entries, strict=True) if e.why_not is None}
     left = dict.fromkeys(times, seconds)
-    while waiting := [racer for racer in times if left[racer] > 0]:
+    turns = 0
+    while waiting := [racer for racer in times if left[racer] > 0 or turns < _LEAST_TURNS]:
+        turns += 1
         for racer in waiting:
             time.sleep(_PAUSE_SECONDS)
             start = time.perf_counter()

@@ -131,12 +131,14 @@ def quotient(theirs: float | None, ours: float | None) -> float | None:
 
 def write(file: Path, runs: list[Run], versions: dict[str, str]) -> None:
     """Write machine, versions, date, commit and every row as JSON."""
+    from fastconv import remembered
     from fastconv.commands import info
 
     found: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": info.collect(),
         "engines": versions,
+        "tuned": {device: list(remembered.recall_all(device)) for device in dict.fromkeys(run.device for run in runs)},
         "runs": [_plain(run) for run in runs],
     }
     file.write_text(json.dumps(found, indent=1) + "\n")

@@ -100,6 +100,7 @@ class TaskKernel(Kernel):
         def run(tasks: int, macs: int, length: int, *arguments: Any) -> None:
             threads = parallel.threads_for(tasks, macs)
             helpers = threads - 1
+            length += -length % parallel.CACHE_LINE  # threads share no line, whatever the dtype
             memory = parallel.scratch(threads * length, dtype)
             entry(tasks, parallel.chunks_for(tasks, threads), helpers, team.address(helpers), *arguments, memory)
 

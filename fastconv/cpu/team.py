@@ -35,8 +35,8 @@ SHARE, _WORKERS, _HELD = range(3)
 _SPIN = 5000  # pauses, about 0.1 ms, after which who waits goes to sleep
 
 _SOURCE = """
-; A job: what runs a part of it and with what, tasks, chunks, next chunk, participants so far, workers that were sent for
-; and have not left, whether a part failed.
+; A job: what runs a part of it and with what, tasks, chunks, next chunk, participants so far, workers that were sent
+; for and have not left, whether a part failed.
 %Job = type { ptr, ptr, i64, i64, i64, i64, i64, i64 }
 
 declare i32 @PyThread_acquire_lock(ptr, i32)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -86,6 +86,15 @@ class Correlation:
     def target_view(self, y: Any) -> Any:
         """The targets of this piece, of an ``(N, G, O, TD, TH, TW)`` view."""
         return y if self._whole else y[(..., *self.targets)]
+
+    @cached_property
+    def flat(self) -> Correlation | None:
+        """The same correlation of images laid out as one row each, where every target sees its own sample alone."""
+        pointwise = self.kernel == self.stride == (1, 1, 1) and self.offset == (0, 0, 0) and self.size == self.count
+        if not pointwise or not self._whole or self.count[2] == self.positions:
+            return None
+        row = (1, 1, self.positions)
+        return replace(self, size=row, count=row)
 
     @cached_property
     def _whole(self) -> bool:

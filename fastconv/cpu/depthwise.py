@@ -27,12 +27,13 @@ from typing import Any
 import numpy as np
 
 from fastconv.arrays import named_dtype
+from fastconv.cpu import parallel
 from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.copying import copy_rows, split_rows
 from fastconv.cpu.costs import CostModel, Work, gathering
 from fastconv.cpu.depthwise_tile import HEIGHTS, LONGEST_RUN, convolve_strip
 from fastconv.cpu.elements import CLIP, resolve
-from fastconv.cpu.jit import TaskKernel, array, contiguous_taps, inline, integer, records
+from fastconv.cpu.jit import Kernel, array, contiguous_taps, inline, integer, records
 from fastconv.cpu.microkernel import padded
 from fastconv.cpu.plan import PiecewisePlan
 from fastconv.cpu.rows import add_row, read_row, write_row
@@ -106,7 +107,7 @@ def _stage(  # type: ignore[no-untyped-def]
 
 
 def _depthwise(  # type: ignore[no-untyped-def]
-    first, last, x, weights, y, bias, residual, geometry, blocking, offsets, runs, half, activation, parameters, scratch
+    first, last, x, weights, y, bias, residual, geometry, blocking, offsets, runs, scratch, half, activation, parameters
 ):  # fmt: skip
     """Compute tasks `first` to `last`; `weights` is (G, O * taps), and `residual` may have no elements."""
     geo, block = geometry[0], blocking[0]
@@ -178,7 +179,7 @@ def _depthwise(  # type: ignore[no-untyped-def]
                     write_row(done, scratch.dtype.type(0), activation, parameters, half, target)
 
 
-_kernel = TaskKernel(_depthwise)
+_kernel = Kernel(_depthwise)
 
 
 @cache
@@ -186,9 +187,9 @@ def _compiled(dtype_name: str, result_name: str, accumulator_name: str) -> Any:
     dtype, result, accumulator = map(named_dtype, (dtype_name, result_name, accumulator_name))
     vector, numbers = array(accumulator, 1, contiguous=True), array(np.dtype(np.int64), 1, contiguous=True)
     return _kernel.compile(
-        array(dtype, 6), array(accumulator, 2, contiguous=True), array(result, 6, readonly=False), vector,
-        array(result, 6), records(GEOMETRY), records(BLOCKING), numbers, numbers, integer, integer, vector,
-        array(accumulator, 1, contiguous=True, readonly=False),
+        integer, integer, array(dtype, 6), array(accumulator, 2, contiguous=True), array(result, 6, readonly=False),
+        vector, array(result, 6), records(GEOMETRY), records(BLOCKING), numbers, numbers,
+        array(accumulator, 1, contiguous=True, readonly=False), integer, integer, vector,
     )  # fmt: skip
 
 
@@ -296,9 +297,10 @@ class _Cut:
 
 class _DepthwisePlan(PiecewisePlan):
     def __init__(self, problem: ConvProblem) -> None:
-        super().__init__(problem, _cuts(problem))
+        super().__init__(problem, lambda piece: _Cut(piece, self._accumulator.itemsize))
         self._no_bias = np.zeros(problem.result_channels, self._accumulator)
-        self._tables = {id(cut): (cut.offsets(), cut.order()) for cut in self._cuts}
+        cuts = [cut for cut in (*self._cuts, *self._flat_cuts) if cut is not None]
+        self._tables = {id(cut): (cut.offsets(), cut.order()) for cut in cuts}
         self._kernel = _compiled(problem.dtype, problem.result_dtype, problem.accumulator_dtype)
 
     def pack(self, w: Any) -> Any:
@@ -311,13 +313,18 @@ class _DepthwisePlan(PiecewisePlan):
 
     def _run_piece(self, piece: Correlation, cut: _Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
         offsets, _ = self._tables[id(cut)]
-        self._kernel(cut.tasks, piece.macs, cut.scratch, x, weights, y, bias, residual, piece.geometry, cut.blocking,
-                     offsets, cut.counts, self._half, *self._activation)  # fmt: skip
+
+        def work(first: int, last: int) -> None:
+            memory = parallel.scratch(cut.scratch, self._accumulator)
+            self._kernel(first, last, x, weights, y, bias, residual, piece.geometry, cut.blocking, offsets, cut.counts,
+                         memory, self._half, *self._activation)  # fmt: skip
+
+        parallel.run(work, cut.tasks, piece.macs)
 
 
 def _cuts(problem: ConvProblem) -> list[_Cut]:
     itemsize = named_dtype(problem.accumulator_dtype).itemsize
-    return [_Cut(piece, itemsize) for piece in lower(problem)]
+    return [_Cut(piece.flat or piece, itemsize) for piece in lower(problem)]
 
 
 def _work(problem: ConvProblem) -> Iterable[Work]:

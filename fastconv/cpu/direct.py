@@ -27,7 +27,7 @@ from fastconv.cpu import parallel
 from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.costs import CostModel, Work, gathering
 from fastconv.cpu.elements import resolve
-from fastconv.cpu.jit import Kernel, TaskKernel, array, contiguous_taps, generic, integer, records
+from fastconv.cpu.jit import Kernel, array, contiguous_taps, generic, integer, records
 from fastconv.cpu.microkernel import multiply_tile, padded, tile_channels
 from fastconv.cpu.plan import PiecewisePlan
 from fastconv.cpu.rows import add_row, read_row, write_row
@@ -84,7 +84,7 @@ def _accumulate(sums: Any, *arguments: Any) -> Any:
 
 
 def _direct(  # type: ignore[no-untyped-def]
-    first, last, x, weights, y, bias, residual, geometry, blocking, offsets, half, activation, parameters, scratch
+    first, last, x, weights, y, bias, residual, geometry, blocking, offsets, scratch, half, activation, parameters
 ):  # fmt: skip
     """Compute tasks `first` to `last`; `weights` is (G, O * taps), and `bias`, `residual` may have no elements."""
     geo, block = geometry[0], blocking[0]
@@ -161,7 +161,7 @@ def _arrange(first, last, taps, tile, tiles):  # type: ignore[no-untyped-def]
                 to[t * here + i] = taps[g, o + i, t]
 
 
-_kernel, _arrange_kernel = TaskKernel(_direct), Kernel(_arrange)
+_kernel, _arrange_kernel = Kernel(_direct), Kernel(_arrange)
 
 
 @cache
@@ -171,9 +171,9 @@ def _compiled(dtype_name: str, result_name: str, accumulator_name: str) -> tuple
     vector = array(accumulator, 1, contiguous=True)
     matrix = array(accumulator, 2, contiguous=True, readonly=False)
     kernel = _kernel.compile(
-        array(dtype, 6), matrix, array(result, 6, readonly=False), vector, array(result, 6), records(GEOMETRY),
-        records(BLOCKING), array(np.dtype(np.int64), 1, contiguous=True), integer, integer, vector,
-        array(accumulator, 1, contiguous=True, readonly=False),
+        integer, integer, array(dtype, 6), matrix, array(result, 6, readonly=False), vector, array(result, 6),
+        records(GEOMETRY), records(BLOCKING), array(np.dtype(np.int64), 1, contiguous=True),
+        array(accumulator, 1, contiguous=True, readonly=False), integer, integer, vector,
     )  # fmt: skip
     return kernel, _arrange_kernel.compile(integer, integer, array(accumulator, 3, contiguous=True), integer, matrix)
 
@@ -270,8 +270,7 @@ class _Cut:
 
 class _DirectPlan(PiecewisePlan):
     def __init__(self, problem: ConvProblem) -> None:
-        accumulator = named_dtype(problem.accumulator_dtype)
-        super().__init__(problem, [_Cut(piece, accumulator) for piece in lower(problem)])
+        super().__init__(problem, lambda piece: _Cut(piece, self._accumulator))
         self._kernel, self._arrange = _compiled(problem.dtype, problem.result_dtype, problem.accumulator_dtype)
 
     def pack(self, w: Any) -> Any:
@@ -286,8 +285,12 @@ class _DirectPlan(PiecewisePlan):
         return tiles
 
     def _run_piece(self, piece: Correlation, cut: _Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
-        self._kernel(cut.tasks, piece.macs, cut.scratch, x, weights, y, bias, residual, piece.geometry, cut.blocking,
-                     cut.offsets, self._half, *self._activation)  # fmt: skip
+        def work(first: int, last: int) -> None:
+            memory = parallel.scratch(cut.scratch, self._accumulator)
+            self._kernel(first, last, x, weights, y, bias, residual, piece.geometry, cut.blocking, cut.offsets, memory,
+                         self._half, *self._activation)  # fmt: skip
+
+        parallel.run(work, cut.tasks, piece.macs)
 
 
 def _work(problem: ConvProblem) -> Iterable[Work]:
@@ -316,7 +319,7 @@ class Direct(CpuAlgorithm):
 
     def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:
         accumulator = named_dtype(problem.accumulator_dtype)
-        scratch = max((_Cut(piece, accumulator).scratch for piece in lower(problem)), default=0)
+        scratch = max((_Cut(piece.flat or piece, accumulator).scratch for piece in lower(problem)), default=0)
         return scratch * accumulator.itemsize * get_num_threads()
 
     def plan(self, problem: ConvProblem, workspace_limit: int) -> Plan:

@@ -92,7 +92,7 @@ class _Im2colPlan(PiecewisePlan):
     def __init__(self, problem: ConvProblem, workspace_limit: int) -> None:
         dtype, result = named_dtype(problem.dtype), named_dtype(problem.result_dtype)
         accumulator = named_dtype(problem.accumulator_dtype)
-        super().__init__(problem, [_tile(piece, accumulator.itemsize, workspace_limit) for piece in lower(problem)])
+        super().__init__(problem, lambda piece: _tile(piece, accumulator.itemsize, workspace_limit))
         geometry = records(GEOMETRY)
         matrix = array(accumulator, 3, contiguous=True, readonly=False)
         vector = array(accumulator, 1, contiguous=True)

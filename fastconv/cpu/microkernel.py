@@ -13,6 +13,7 @@ multiply-add. Goto and van de Geijn, "Anatomy of high-performance matrix multipl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -22,6 +23,9 @@ from llvmlite import ir
 
 from fastconv.cpu.jit import intrinsic
 from fastconv.machine import vector_bytes
+
+#: Vectors of output channels in a full tile of :func:`multiply_pixels`.
+TILE_VECTORS = 2
 
 _INDEX = ir.IntType(64)
 _POINTER = ir.PointerType()
@@ -44,6 +48,11 @@ def _widths(channels: int) -> list[int]:
     while widths[-1] > 1:
         widths.append(widths[-1] // 2)
     return widths
+
+
+def tile_pixels() -> int:
+    """Pixels of a full tile of :func:`multiply_pixels`."""
+    return (_registers() - 1 - TILE_VECTORS) // TILE_VECTORS
 
 
 def padded(length: int, itemsize: int) -> int:
@@ -82,41 +91,62 @@ def _emit_tile(
     builder: ir.IRBuilder, arguments: Any, j: ir.Value, number: ir.Type, lanes: int, channels: int, vectors: int
 ) -> None:
     """One tile of sums at column `j`, through all taps."""
+    sums, pitch, lines, offsets, taps, weights, _ = arguments
+    vector, align = ir.VectorType(number, lanes), _alignment(number)
+    places = {
+        (i, v): _at(
+            builder, sums, builder.add(builder.mul(pitch, _INDEX(i)), builder.add(j, _INDEX(v * lanes))), number
+        )
+        for i in range(channels)
+        for v in range(vectors)
+    }
+
+    def operands(t: ir.Value) -> tuple[list[ir.Value], list[ir.Value]]:
+        offset = builder.load(_at(builder, offsets, t, _INDEX), typ=_INDEX)
+        line = _at(builder, lines, builder.add(offset, j), number)
+        first = builder.mul(t, _INDEX(channels))
+        return (
+            [_at(builder, weights, builder.add(first, _INDEX(i)), number) for i in range(channels)],
+            [_at(builder, line, _INDEX(v * lanes), number) for v in range(vectors)],
+        )
+
+    start = {at: builder.load(place, align=align, typ=vector) for at, place in places.items()}
+    for at, total in _sum_of_products(builder, taps, start, operands).items():
+        builder.store(total, places[at], align=align)
+
+
+def _sum_of_products(
+    builder: ir.IRBuilder,
+    taps: ir.Value,
+    start: dict[tuple[int, int], ir.Value],
+    operands: Callable[[ir.Value], tuple[list[ir.Value], list[ir.Value]]],
+) -> dict[tuple[int, int], ir.Value]:
+    """Sums ``start[i, v] + sum over t < taps of scalar[i] * vector[v]``, where `operands(t)` says where those lie."""
     from numba.core import cgutils
 
-    sums, pitch, lines, offsets, taps, weights, _ = arguments
-    vector = ir.VectorType(number, lanes)
-    align = 4 if number == ir.FloatType() or number == ir.IntType(32) else 8
+    vector = next(iter(start.values())).type
+    number, align = vector.element, _alignment(vector.element)
     undefined = ir.Constant(vector, ir.Undefined)
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), None)
-
-    def address(base: ir.Value, index: ir.Value, of: ir.Type = number) -> ir.Value:
-        return builder.gep(base, [index], source_etype=of)
-
-    def each() -> list[tuple[int, int]]:
-        return [(i, v) for i in range(channels) for v in range(vectors)]
-
-    places = {
-        (i, v): address(sums, builder.add(builder.mul(pitch, _INDEX(i)), builder.add(j, _INDEX(v * lanes))))
-        for i, v in each()
-    }
-    held = {at: cgutils.alloca_once(builder, vector) for at in each()}  # LLVM keeps these in registers
-    for at in each():
-        builder.store(builder.load(places[at], align=align, typ=vector), held[at])
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None)
+    held = {at: cgutils.alloca_once_value(builder, value) for at, value in start.items()}  # LLVM: in registers
     with cgutils.for_range(builder, taps, intp=_INDEX) as loop:
-        offset = builder.load(address(offsets, loop.index, _INDEX), typ=_INDEX)
-        line = address(lines, builder.add(offset, j))
-        values = [builder.load(address(line, _INDEX(v * lanes)), align=align, typ=vector) for v in range(vectors)]
-        first = builder.mul(loop.index, _INDEX(channels))
-        for i in range(channels):
-            weight = builder.load(address(weights, builder.add(first, _INDEX(i))), typ=number)
-            spread = builder.insert_element(undefined, weight, ir.IntType(32)(0))
+        scalars, vectors = operands(loop.index)
+        values = [builder.load(place, align=align, typ=vector) for place in vectors]
+        for i, place in enumerate(scalars):
+            spread = builder.insert_element(undefined, builder.load(place, typ=number), ir.IntType(32)(0))
             spread = builder.shuffle_vector(spread, undefined, zeros)
-            for v in range(vectors):
+            for v, value in enumerate(values):
                 before = builder.load(held[i, v], typ=vector)
-                builder.store(multiply_add(builder, values[v], spread, before), held[i, v])
-    for at in each():
-        builder.store(builder.load(held[at], typ=vector), places[at], align=align)
+                builder.store(multiply_add(builder, value, spread, before), held[i, v])
+    return {at: builder.load(held[at], typ=vector) for at in start}
+
+
+def _at(builder: ir.IRBuilder, base: ir.Value, index: ir.Value, of: ir.Type) -> ir.Value:
+    return builder.gep(base, [index], source_etype=of)
+
+
+def _alignment(number: ir.Type) -> int:
+    return 4 if number == ir.FloatType() or number == ir.IntType(32) else 8
 
 
 def multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
@@ -153,6 +183,89 @@ def multiply_tile(  # type: ignore[no-untyped-def]
             builder.position_at_end(case)
             builder.call(_define(builder.module, number, lanes, count), passed)
             builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+def _define_pixels(module: ir.Module, number: ir.Type, lanes: int, pixels: int, vectors: int) -> ir.Function:
+    """The function for one shape of tile: (sums, pitch, start, start pitch, lines, places, offsets, taps, weights)."""
+    name = f"fastconv_pixels_{number}_{lanes}_{pixels}_{vectors}"
+    if name in module.globals:
+        return module.globals[name]
+    signature = ir.FunctionType(
+        ir.VoidType(), [_POINTER, _INDEX, _POINTER, _INDEX, _POINTER, _POINTER, _POINTER, _INDEX, _POINTER]
+    )
+    function = ir.Function(module, signature, name)
+    function.linkage = "internal"
+    builder = ir.IRBuilder(function.append_basic_block())
+    sums, pitch, start, start_pitch, lines, places, offsets, taps, weights = function.args
+    vector, align = ir.VectorType(number, lanes), _alignment(number)
+    bases = [
+        _at(builder, lines, builder.load(_at(builder, places, _INDEX(p), _INDEX), typ=_INDEX), number)
+        for p in range(pixels)
+    ]
+
+    def operands(t: ir.Value) -> tuple[list[ir.Value], list[ir.Value]]:
+        offset = builder.load(_at(builder, offsets, t, _INDEX), typ=_INDEX)
+        row = _at(builder, weights, builder.mul(t, _INDEX(vectors * lanes)), number)
+        return (
+            [_at(builder, base, offset, number) for base in bases],
+            [_at(builder, row, _INDEX(v * lanes), number) for v in range(vectors)],
+        )
+
+    def place(base: ir.Value, step: ir.Value, p: int, v: int) -> ir.Value:
+        return _at(builder, base, builder.add(builder.mul(step, _INDEX(p)), _INDEX(v * lanes)), number)
+
+    first = {
+        (p, v): builder.load(place(start, start_pitch, p, v), align=align, typ=vector)
+        for p in range(pixels)
+        for v in range(vectors)
+    }
+    for (p, v), total in _sum_of_products(builder, taps, first, operands).items():
+        builder.store(total, place(sums, pitch, p, v), align=align)
+    builder.ret_void()
+    return function
+
+
+@intrinsic
+def multiply_pixels(  # type: ignore[no-untyped-def]
+    typing_context, memory, sums_at, pitch, start_at, start_pitch, lines, places, places_at, offsets, taps, weights,
+    weights_at, pixels, vectors,
+):  # fmt: skip
+    """Sums of some pixels, whose vectors hold output channels: at most :func:`tile_pixels` by `TILE_VECTORS`.
+
+    ``sums[p * pitch + o] = start[p * start_pitch + o] + sum over t < taps of
+    weights[t * lanes * vectors + o] * lines[places[p] + offsets[t]]``; sums and start lie in `memory`.
+    """
+    from numba import types
+
+    signature = types.void(
+        memory, sums_at, pitch, start_at, start_pitch, lines, places, places_at, offsets, taps, weights, weights_at,
+        pixels, vectors,
+    )  # fmt: skip
+    lanes = vector_bytes() // np.dtype(str(memory.dtype)).itemsize
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        def pointer(k: int, at: ir.Value) -> ir.Value:
+            data = context.make_array(signature.args[k])(context, builder, arguments[k]).data
+            return builder.gep(data, [at], source_etype=context.get_data_type(signature.args[k].dtype))
+
+        number = context.get_value_type(signature.args[0].dtype)
+        zero = _INDEX(0)
+        passed = (pointer(0, arguments[1]), arguments[2], pointer(0, arguments[3]), arguments[4], pointer(5, zero),
+                  pointer(6, arguments[7]), pointer(8, zero), arguments[9], pointer(10, arguments[11]))  # fmt: skip
+        shape = builder.add(builder.mul(arguments[13], _INDEX(tile_pixels() + 1)), arguments[12])
+        done = builder.append_basic_block("tile.done")
+        switch = builder.switch(shape, done)
+        for v in range(1, TILE_VECTORS + 1):
+            for p in range(1, tile_pixels() + 1):
+                case = builder.append_basic_block(f"tile.{p}.{v}")
+                switch.add_case(_INDEX(v * (tile_pixels() + 1) + p), case)
+                builder.position_at_end(case)
+                builder.call(_define_pixels(builder.module, number, lanes, p, v), passed)
+                builder.branch(done)
         builder.position_at_end(done)
         return context.get_dummy_value()
 

@@ -1,15 +1,23 @@
 """Rows into scratch memory and out of it: what every algorithm does with the caller's arrays.
 
 Reading ends padding, strides and half types; writing applies bias, residual and activation. Rows whose elements lie
-side by side take loops of their own, which LLVM vectorises.
+side by side are moved in whole vectors, the last of which ends where the row ends and overlaps the one before: the
+scalar loop that LLVM leaves for the rest, of up to 31 elements, costs more than a short row does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+from llvmlite import ir
 
 from fastconv.cpu.elements import CLIP, activate, clip, load, resolve, store
-from fastconv.cpu.jit import inline, intrinsic
+from fastconv.cpu.jit import generic, inline, intrinsic
+from fastconv.machine import vector_bytes
+
+_INDEX = ir.IntType(64)
 
 
 @intrinsic
@@ -23,6 +31,91 @@ def _contiguous(typing_context, row):  # type: ignore[no-untyped-def]
     return row.copy(layout="C")(row), generate
 
 
+def _each_vector(builder: ir.IRBuilder, length: ir.Value, body: Callable[[ir.Value, int], None], lanes: int) -> None:
+    """Emit ``body(at, width)`` for vectors that together cover `length` elements and nothing beyond them."""
+    from numba.core import cgutils
+
+    done = builder.append_basic_block("run.done")
+    width = lanes
+    while width > 0:  # a run shorter than a vector takes half of one, and so on
+        enough, shorter = builder.append_basic_block(f"run.{width}"), builder.append_basic_block("run.shorter")
+        builder.cbranch(builder.icmp_signed(">=", length, _INDEX(width)), enough, shorter)
+        builder.position_at_end(enough)
+        last = builder.sub(length, _INDEX(width))
+        with cgutils.for_range_slice(builder, _INDEX(0), last, _INDEX(width), intp=_INDEX) as (at, _):
+            body(at, width)
+        body(last, width)
+        builder.branch(done)
+        builder.position_at_end(shorter)
+        width //= 2
+    builder.branch(done)
+    builder.position_at_end(done)
+
+
+def _spread(builder: ir.IRBuilder, number: ir.Value, width: int) -> ir.Value:
+    vector = ir.Constant(ir.VectorType(number.type, width), ir.Undefined)
+    vector = builder.insert_element(vector, number, ir.IntType(32)(0))
+    return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(ir.IntType(32), width), None))
+
+
+@intrinsic
+def _move(typing_context, source, first, added, low, high, target):  # type: ignore[no-untyped-def]
+    """``target[i] = clip(source[first + i] + added, low, high)`` for real numbers without gaps between them.
+
+    None for `added`, or for both `low` and `high`, leaves that out.
+    """
+    from numba import types
+
+    signature = types.void(source, first, added, low, high, target)
+    itemsize = np.dtype(str(source.dtype)).itemsize
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        source_array, target_array = (
+            context.make_array(signature.args[k])(context, builder, arguments[k]) for k in (0, 5)
+        )
+        begin = builder.gep(source_array.data, [arguments[1]])
+        floating = isinstance(source.dtype, types.Float)
+        add = builder.fadd if floating else builder.add
+        less = builder.fcmp_ordered if floating else builder.icmp_signed
+
+        def body(at: ir.Value, width: int) -> None:
+            def place(data: ir.Value) -> ir.Value:
+                vector = ir.VectorType(context.get_data_type(source.dtype), width)
+                return builder.bitcast(builder.gep(data, [at]), vector.as_pointer())
+
+            value = builder.load(place(begin), align=itemsize)
+            if not isinstance(added, types.NoneType):
+                value = add(value, _spread(builder, arguments[2], width))
+            if not isinstance(low, types.NoneType):
+                least, most = (_spread(builder, arguments[k], width) for k in (3, 4))
+                value = builder.select(less("<", value, least), least, value)  # comparisons so that NaN passes
+                value = builder.select(less(">", value, most), most, value)
+            builder.store(value, place(target_array.data), align=itemsize)
+
+        length = builder.extract_value(target_array.shape, 0)
+        _each_vector(builder, length, body, vector_bytes() // itemsize)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@generic
+def _read_run(row: Any, first: Any, half: Any, out: Any) -> Any:
+    """``out[i] = row[first + i]``, both without gaps."""
+    from numba import types
+
+    if row.dtype == out.dtype and not isinstance(row.dtype, types.Complex):
+        return lambda row, first, half, out: _move(row, first, None, None, None, out)
+
+    def convert(row, first, half, out):  # type: ignore[no-untyped-def]
+        # Unsigned, lest Numba look for negative indices, which keeps LLVM from vectorising.
+        source = np.uintp(first)
+        for i in range(np.uintp(out.shape[0])):
+            out[i] = load(row[source + i], half)
+
+    return convert
+
+
 @inline
 def read_row(row, first, step, mode, half, out):  # type: ignore[no-untyped-def]
     """Fill `out` with the elements ``first, first + step, …`` of a row that is padded without end on both sides."""
@@ -34,10 +127,7 @@ def read_row(row, first, step, mode, half, out):  # type: ignore[no-untyped-def]
     high = max(min(after, out.shape[0]), low)
     _read_padding(row, first, step, mode, half, out, 0, low)
     if step == 1 and row.strides[0] == row.itemsize:
-        # Unsigned, lest Numba look for negative indices, which keeps LLVM from vectorising.
-        inside, source, target = _contiguous(row), np.uintp(first + low), np.uintp(low)
-        for i in range(np.uintp(high - low)):
-            out[target + i] = load(inside[source + i], half)
+        _read_run(_contiguous(row), first + low, half, out[low:high])
     else:
         for i in range(low, high):
             out[i] = load(row[first + i * step], half)
@@ -55,35 +145,93 @@ def _read_padding(row, first, step, mode, half, out, begin, end):  # type: ignor
 
 
 @inline
+def _inside(first, step, size, length):  # type: ignore[no-untyped-def]
+    """The range of i below `length` for which ``first + i * step`` lies in ``[0, size)``."""
+    low = min(max((step - 1 - first) // step, 0), length)
+    return low, max(min((size - first + step - 1) // step, length), low)
+
+
+@inline
+def read_plane(plane, first_h, step_h, first_w, step_w, mode, half, out, pitch, rows, columns):  # type: ignore[no-untyped-def]
+    """Copy `rows` times `columns` elements of a padded plane to rows of `out` that lie a `pitch` apart.
+
+    They are those of every `step_h`-th row from `first_h` on and every `step_w`-th column from `first_w` on. Zero
+    padding is not written: `out` holds it already.
+    """
+    low_w, high_w = _inside(first_w, step_w, plane.shape[1], columns)
+    low_h, high_h = _inside(first_h, step_h, plane.shape[0], rows)
+    if mode == 0:
+        together = step_w == 1 and plane.strides[1] == plane.itemsize
+        for r in range(low_h, high_h):
+            row, at = plane[first_h + r * step_h], r * pitch
+            if together:
+                _read_run(_contiguous(row), first_w + low_w, half, out[at + low_w : at + high_w])
+            else:
+                for i in range(low_w, high_w):
+                    out[at + i] = load(row[first_w + i * step_w], half)
+        return
+    for r in range(rows):
+        h = resolve(first_h + r * step_h, plane.shape[0], mode)
+        if h < 0:
+            out[r * pitch : r * pitch + columns] = 0
+        else:
+            read_row(plane[h], first_w, step_w, mode, half, out[r * pitch : r * pitch + columns])
+
+
+@inline
+def write_plane(sums, pitch, added, has_residual, residual, activation, parameters, half, plane):  # type: ignore[no-untyped-def]
+    """Write ``act(sums + residual + added)`` to a plane of the result; rows of sums lie a `pitch` apart."""
+    for r in range(plane.shape[0]):
+        done = sums[r * pitch : r * pitch + plane.shape[1]]
+        if has_residual:
+            add_row(done, residual[r], half)
+        write_row(done, added, activation, parameters, half, plane[r])
+
+
+@inline
 def add_row(sums, row, half):  # type: ignore[no-untyped-def]
     """Add a row of the result's dtype to sums."""
     for j in range(sums.shape[0]):
         sums[j] += load(row[j], half)
 
 
+@generic
+def _write_run(sums: Any, added: Any, clipped: Any, parameters: Any, half: Any, row: Any) -> Any:
+    """``row[i] = sums[i] + added``, limited to the range of the parameters if `clipped`; both without gaps."""
+    from numba import types
+
+    if row.dtype == sums.dtype and not isinstance(row.dtype, types.Complex):
+
+        def move(sums, added, clipped, parameters, half, row):  # type: ignore[no-untyped-def]
+            if clipped:
+                _move(sums, 0, added, parameters[0], parameters[1], row)
+            else:
+                _move(sums, 0, added, None, None, row)
+
+        return move
+
+    def convert(sums, added, clipped, parameters, half, row):  # type: ignore[no-untyped-def]
+        if clipped:
+            for j in range(sums.shape[0]):
+                store(row, j, clip(sums.dtype.type(sums[j] + added), parameters), half)  # integers wrap first
+        else:
+            for j in range(sums.shape[0]):
+                store(row, j, sums[j] + added, half)
+
+    return convert
+
+
 @inline
 def write_row(sums, added, activation, parameters, half, row):  # type: ignore[no-untyped-def]
     """Write ``act(sums + added)`` to a row of the result; the sums are used up."""
-    if activation == 0:
-        _store_row(sums, added, half, row)
-        return
-    for j in range(sums.shape[0]):
-        sums[j] += added
-    if activation == CLIP:
+    if activation > CLIP:
         for j in range(sums.shape[0]):
-            sums[j] = clip(sums[j], parameters)
-    else:
-        for j in range(sums.shape[0]):
-            sums[j] = activate(sums[j], activation, parameters)
-    _store_row(sums, sums.dtype.type(0), half, row)
-
-
-@inline
-def _store_row(sums, added, half, row):  # type: ignore[no-untyped-def]
+            sums[j] = activate(sums[j] + added, activation, parameters)
+        added = sums.dtype.type(0)
+    clipped = activation == CLIP
     if row.strides[0] == row.itemsize:
-        target = _contiguous(row)
-        for j in range(sums.shape[0]):
-            store(target, j, sums[j] + added, half)
+        _write_run(sums, added, clipped, parameters, half, _contiguous(row))
     else:
         for j in range(sums.shape[0]):
-            store(row, j, sums[j] + added, half)
+            total = sums.dtype.type(sums[j] + added)
+            store(row, j, clip(total, parameters) if clipped else total, half)

@@ -84,6 +84,43 @@ def direct() -> None:
     note(tile, 13.4, 11, "channels x vectors of sums stay in registers\nwhile the taps go by")
 
 
+def implicit_gemm() -> None:
+    """The staged input, the two tables into it, and the tile of pixels by vectors of output channels."""
+    staged, tables, tile = panels("what a task stages", "a patch is two tables", "the register tile")
+    for c in range(3):
+        left, top = 4.5 + 2.2 * c, 1 + 1.3 * c
+        grid(staged, left, top, 8, 6, EMPTY, 1.2)
+        grid(staged, left + 1.2, top + 1.2, 6, 4, INPUT, 1.2)
+    note(
+        staged,
+        12,
+        12.6,
+        "some input channels, padding (white) written,\nplanes an odd number of cache lines apart",
+    )
+
+    grid(tables, 6, 1.5, 8, 6, INPUT, 1.4)
+    for left, top in ((6, 1.5), (8.8, 1.5), (6, 4.3)):
+        frame(tables, left, top, 4.2, 4.2)
+        note(tables, left + 0.7, top + 0.7, "p", fontsize=9)
+    note(
+        tables,
+        12,
+        11.3,
+        "places[p]: where a pixel's patch begins (stride 2)\noffsets[k]: where in a patch a tap lies",
+    )
+    note(tables, 12, 13, "patches[p, k] = staged[places[p] + offsets[k]]")
+
+    pixels, vectors, lanes = 6, 2, 6
+    for v in range(vectors):
+        left = 6 + v * (lanes + 0.5) * 1.2
+        grid(tile, left, 1.6, lanes, 1, WEIGHT, 1.2)
+        grid(tile, left, 3.6, lanes, pixels, OUTPUT, 1.2)
+    grid(tile, 4, 3.6, 1, pixels, INPUT, 1.2)
+    note(tile, 13.6, 0.7, "weights of a tap, for 2 vectors of output channels")
+    note(tile, 3.6, 7.2, "a broad-\ncast for\neach\npixel", "right")
+    note(tile, 13.6, 12.4, "pixels x output channels stay in registers\nwhile the taps of the block go by")
+
+
 def im2col() -> None:
     """The patch matrix of one tile."""
     image, product = panels("the patches of some positions", "one matrix product a tile")
@@ -108,7 +145,7 @@ def im2col() -> None:
     )
 
 
-FIGURES = {figure.__name__: figure for figure in (direct, im2col)}
+FIGURES = {figure.__name__: figure for figure in (direct, implicit_gemm, im2col)}
 
 
 def main() -> None:

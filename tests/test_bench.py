@@ -70,7 +70,7 @@ def test_engines_compute_what_they_take(engine):
 def measured(**seconds):
     """A row of the smallest layer with these times; two algorithms by themselves."""
     names = {"function": "fastconv", "prepared": "fastconv prepared", "last": "fastconv NHWC"}
-    entries = [Entry(names.get(name, name), "direct", time) for name, time in seconds.items()]
+    entries = [Entry(names.get(name, name), "direct", time, 2 * time) for name, time in seconds.items()]
     entries += [Entry("fastconv:direct", "direct", 3.0), Entry("fastconv:im2col", "im2col", 2.0)]
     return Row.of(SMALL["plain"], "float32", entries)
 
@@ -87,6 +87,11 @@ def test_contests_ask_each_row_once():
     assert means["NHWC against NCHW"] == pytest.approx(1.0)
     assert means["choice against the fastest algorithm"] == pytest.approx(2 / 3)
     assert [ratio for ratio, _ in found["NHWC against NCHW"].below] == [0.5]
+
+
+def test_disturbance_compares_the_median_with_the_least():
+    run = Run("cpu", "float32", 1, None, [measured(function=1.0, prepared=3.0)])
+    assert run.disturbance == pytest.approx(2.0)
 
 
 def test_rows_below_the_bar_are_listed_worst_first():

@@ -146,6 +146,7 @@ def test_bench_measures_prints_and_writes(tmp_path):
     assert "NHWC against NCHW" in done.stdout
     found = json.loads(data.read_text())
     assert [run["threads"] for run in found["runs"]] == [1, 2]
+    assert set(found["tuned"]) == {"cpu"}
     for run in found["runs"]:
         assert run["ceilings"]["flops"] > 1e9
         (row,) = run["rows"]

@@ -179,12 +179,12 @@ def test_a_child_forked_while_others_compute(algorithm):
 
 @needs_fork
 @forks
-@pytest.mark.parametrize("lock", ["parallel._growing", "blas._lock"])
+@pytest.mark.parametrize("lock", ["team._growing", "blas._lock"])
 def test_a_child_does_not_wait_for_a_lock_that_was_held_at_the_fork(lock):
     """What the test before this one would meet once in a thousand runs."""
-    from fastconv.cpu import blas, parallel
+    from fastconv.cpu import blas, team
 
-    modules = {"parallel": parallel, "blas": blas}
+    modules = {"team": team, "blas": blas}
     module, name = lock.split(".")
     p = LARGE["dense"]
     arrays = make_operands(p)

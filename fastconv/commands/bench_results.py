@@ -68,6 +68,11 @@ class Run:
     ceilings: Ceilings | None
     rows: list[Row]
 
+    @property
+    def disturbance(self) -> float | None:
+        """How many times longer the median call took than the shortest: near 1 on a quiet machine."""
+        return geometric_mean(quotient(e.median, e.seconds) for row in self.rows for e in row.entries)
+
     def __str__(self) -> str:
         threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.device == "cpu" else ""
         return f"{self.device}, {self.dtype}{threads}"
@@ -96,7 +101,8 @@ def contests(run: Run) -> list[Contest]:
     """The contests of a run in which somebody took part."""
     own, prepared, last = Functional.name, Prepared.name, PreparedChannelsLast.name
     torch = (PyTorch.name, PyTorchChannelsLast.name)
-    rivals = [e.engine for e in run.rows[0].peers if e.engine != "scipy"]
+    timed = {e.engine for row in run.rows for e in row.peers if e.seconds}
+    rivals = [e.engine for e in run.rows[0].peers if e.engine in timed and e.engine != "scipy"]
     asked: list[tuple[str, float, Callable[[Row], float | None]]] = [
         ("function against torch.nn.functional", 1.0, lambda row: quotient(row.best(torch), row.best([own]))),
         (f"prepared against the best of {', '.join(rivals)}", 1.0,
@@ -125,12 +131,14 @@ def quotient(theirs: float | None, ours: float | None) -> float | None:
 
 def write(file: Path, runs: list[Run], versions: dict[str, str]) -> None:
     """Write machine, versions, date, commit and every row as JSON."""
+    from fastconv import remembered
     from fastconv.commands import info
 
     found: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": info.collect(),
         "engines": versions,
+        "tuned": {device: list(remembered.recall_all(device)) for device in dict.fromkeys(run.device for run in runs)},
         "runs": [_plain(run) for run in runs],
     }
     file.write_text(json.dumps(found, indent=1) + "\n")
@@ -142,6 +150,7 @@ def _plain(run: Run) -> dict[str, Any]:
         plain["ratios"] = {peer.engine: row.ratio(peer) for peer in row.peers}
         for entry in plain["entries"]:
             entry["gflops"] = row.gflop / entry["seconds"] if entry["seconds"] else None
+    found["disturbance"] = run.disturbance
     found["contests"] = [
         {"title": c.title, "bar": c.bar, "rows": len(c.ratios), "below": len(c.below), "geometric_mean": c.mean}
         for c in contests(run)

@@ -31,6 +31,8 @@ def print_run(run: Run) -> None:
     if run.ceilings:
         flops, memory, copy = (rate / 1e9 for rate in (run.ceilings.flops, run.ceilings.memory, run.ceilings.copy))
         print(f"measured: {flops:.1f} GFLOP/s of multiply-adds, memory {memory:.1f} GB/s read, {copy:.1f} GB/s copied")
+    if run.device == "cpu" and run.disturbance:
+        print(f"the median call took {run.disturbance:.2f} times as long as the shortest (1.0: nothing else ran)")
     columns = ["contest", "rows", "geometric mean", "bar", "below", "worst rows"]
     table(f"{run}: contests", columns, [_summary(contest) for contest in contests(run)])
 

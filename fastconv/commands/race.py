@@ -35,12 +35,14 @@ class Entry:
     """What one engine did with one layer: its time, or why there is none.
 
     `difference` is the largest one from the first engine's result, relative to that result's largest element; it is
-    `wrong` if not even half of the dtype's digits agree.
+    `wrong` if not even half of the dtype's digits agree. Where `median` is far above `seconds`, the least of the same
+    times, other work disturbed the race.
     """
 
     engine: str
     algorithm: str = ""
     seconds: float | None = None
+    median: float | None = None
     difference: float | None = None
     wrong: bool = False
     why_not: str | None = None
@@ -119,7 +121,7 @@ def race(racers: list[Racer], layer: Layer, dtype: str, device: str, seconds: fl
             left[racer] -= time.perf_counter() - start
     keep = min if device == "cpu" else statistics.median
     return [
-        replace(entry, seconds=keep(times[racer])) if racer in times else entry
+        replace(entry, seconds=keep(times[racer]), median=statistics.median(times[racer])) if racer in times else entry
         for racer, entry in zip(racers, entries, strict=True)
     ]
 

@@ -8,12 +8,12 @@ Numba's own wrapper or `ctypes` takes a few hundred.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
-from numba.core import compiler
+from numba.core import cgutils, compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.np.arrayobj import populate_array
@@ -21,6 +21,7 @@ from numba.np.numpy_support import from_dtype
 
 from fastconv.cpu.jit import OPTIONS, Argument
 from fastconv.cpu.objects import ENTRY, PYTHON_OBJECTS
+from fastconv.cpu.team import SHARE
 
 _POINTER, _BYTE, _INT, _INDEX = ir.PointerType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 
@@ -33,7 +34,7 @@ _C_CONTIGUOUS, _WRITEABLE = 0x1, 0x400
 
 
 @global_compiler_lock  # type: ignore[untyped-decorator]
-def compile_object(function: Callable[..., None], arguments: tuple[Argument, ...]) -> bytes:
+def compile_object(function: Callable[..., None], arguments: tuple[Argument, ...], shared: bool) -> bytes:
     """Object code that exports a kernel for these argument types as a Python method of the ``METH_FASTCALL`` kind."""
     typing_context, context = cpu_target.typing_context, cpu_target.target_context
     typing_context.refresh()
@@ -41,11 +42,12 @@ def compile_object(function: Callable[..., None], arguments: tuple[Argument, ...
     flags = compiler.Flags()
     cpu_target.options.parse_as_flags(flags, {"nopython": True, **OPTIONS})
     flags.no_compile = True  # not before the entry is there
-    numba_types = tuple(_numba_type(argument) for argument in arguments)
+    entry_type = _SharedEntry if shared else _Entry
+    numba_types = entry_type.leading + tuple(_numba_type(argument) for argument in arguments)
     result = compiler.compile_extra(typing_context, context, function, numba_types, types.void, flags, {})
     library = result.library
     module = library.create_ir_module(ENTRY)
-    _Entry(context, module, function.__name__, arguments, numba_types).define(result.fndesc)
+    entry_type(context, module, result.fndesc, function.__name__, arguments).define()
     library.add_ir_module(module)
     for symbol, thing in PYTHON_OBJECTS.items():
         llvm.add_symbol(symbol, id(thing))  # Numba links the code too
@@ -64,34 +66,50 @@ def _numba_type(argument: Argument) -> Any:
 class _Entry:
     """Emits ``PyObject *entry(PyObject *self, PyObject **arguments, Py_ssize_t count)``."""
 
+    #: Types of what the kernel takes before the arguments.
+    leading: ClassVar[tuple[Any, ...]] = ()
+    #: How many integers the entry takes before the arguments.
+    integers: ClassVar[int] = 0
+
     def __init__(
-        self, context: Any, module: ir.Module, name: str, arguments: tuple[Argument, ...], numba_types: Any
+        self, context: Any, module: ir.Module, kernel: Any, name: str, arguments: tuple[Argument, ...]
     ) -> None:
-        self._context, self._module, self._name = context, module, name
-        self._arguments, self._types = arguments, numba_types
+        self._context, self._module, self._kernel, self._name = context, module, kernel, name
+        self._arguments = arguments
         signature = ir.FunctionType(_POINTER, [_POINTER, _POINTER, _INDEX])
         self._function = ir.Function(module, signature, ENTRY)
         self._builder = ir.IRBuilder(self._function.append_basic_block())
 
-    def define(self, descriptor: Any) -> None:
-        """Check and unpack the arguments, and call the kernel without the GIL."""
-        b, passed = self._builder, self._function.args[1]
-        count = len(self._arguments)
-        self._require(b.icmp_signed("==", self._function.args[2], _INDEX(count)), f"expected {count} arguments")
-        values = []
-        for i, (argument, numba_type) in enumerate(zip(self._arguments, self._types, strict=True)):
-            given = self._load(passed, 8 * i)
-            values.append(self._array(i, argument, numba_type, given) if argument.ndim else self._integer(given))
-        kernel = self._context.declare_function(self._module, descriptor)
+    def define(self) -> None:
+        """Check and unpack the arguments, and run the kernel without the GIL."""
+        b, (_, passed, given) = self._builder, self._function.args
+        count = self.integers + len(self._arguments)
+        self._require(b.icmp_signed("==", given, _INDEX(count)), f"expected {count} arguments")
+        leading = [self._integer(self._load(passed, 8 * i)) for i in range(self.integers)]
+        values = [
+            self._array(i, argument, self._load(passed, 8 * i)) if argument.ndim
+            else self._integer(self._load(passed, 8 * i))
+            for i, argument in enumerate(self._arguments, self.integers)
+        ]  # fmt: skip
         state = b.call(self._python("PyEval_SaveThread", _POINTER), [])
-        status, _ = self._context.call_conv.call_function(b, kernel, types.void, self._types, values)
+        status = self._run(leading, values)
         b.call(self._python("PyEval_RestoreThread", ir.VoidType(), _POINTER), [state])
-        self._require(status.is_ok, "an exception inside the kernel")
+        self._require(b.icmp_unsigned("==", status, _INT(0)), "an exception inside the kernel")
         none = self._object("fastconv_None")
         b.call(self._python("Py_IncRef", ir.VoidType(), _POINTER), [none])
         b.ret(none)
 
-    def _array(self, i: int, argument: Argument, numba_type: Any, given: ir.Value) -> ir.Value:
+    def _run(self, leading: list[ir.Value], values: list[ir.Value]) -> ir.Value:
+        """Run the kernel and give its status, 0 if all went well."""
+        return self._call(self._builder, values)
+
+    def _call(self, builder: ir.IRBuilder, values: list[ir.Value]) -> ir.Value:
+        kernel = self._context.declare_function(self._module, self._kernel)
+        numba_types = self.leading + tuple(_numba_type(argument) for argument in self._arguments)
+        status, _ = self._context.call_conv.call_function(builder, kernel, types.void, numba_types, values)
+        return builder.select(status.is_ok, _INT(0), _INT(1))
+
+    def _array(self, i: int, argument: Argument, given: ir.Value) -> ir.Value:
         b, needed = self._builder, _C_CONTIGUOUS * argument.contiguous | _WRITEABLE * (not argument.readonly)
         what = f"expected argument {i} to be {argument}"
         self._require(b.icmp_unsigned("==", self._load(given, _TYPE), self._object("fastconv_ndarray")), what)
@@ -103,16 +121,19 @@ class _Entry:
             (self._load(dtype, _ITEMSIZE, _INDEX), argument.dtype.itemsize),
         ):
             self._require(b.icmp_unsigned("==", value, value.type(expected)), what)
-        unpacked = self._context.make_array(numba_type)(self._context, b)
-        populate_array(
-            unpacked,
-            data=self._load(given, _DATA),
-            shape=[self._load(shape, 8 * axis, _INDEX) for axis in range(argument.ndim)],
-            strides=[self._load(strides, 8 * axis, _INDEX) for axis in range(argument.ndim)],
-            itemsize=_INDEX(argument.dtype.itemsize),
-            meminfo=None,
-        )
-        return unpacked._getvalue()
+        axes = range(argument.ndim)
+        return self._array_of(
+            b, argument, self._load(given, _DATA), [self._load(shape, 8 * axis, _INDEX) for axis in axes],
+            [self._load(strides, 8 * axis, _INDEX) for axis in axes],
+        )  # fmt: skip
+
+    def _array_of(
+        self, builder: ir.IRBuilder, argument: Argument, data: ir.Value, shape: list[ir.Value], strides: list[ir.Value]
+    ) -> ir.Value:
+        array = self._context.make_array(_numba_type(argument))(self._context, builder)
+        itemsize = _INDEX(argument.dtype.itemsize)
+        populate_array(array, data=data, shape=shape, strides=strides, itemsize=itemsize, meminfo=None)
+        return array._getvalue()
 
     def _integer(self, given: ir.Value) -> ir.Value:
         b = self._builder
@@ -144,3 +165,42 @@ class _Entry:
         """The address of an object of Python's, declared."""
         known = self._module.globals.get(name)
         return known or ir.GlobalVariable(self._module, _BYTE, name)
+
+
+class _SharedEntry(_Entry):
+    """Takes the number of tasks, of chunks, of helpers and the address of the team before the arguments."""
+
+    leading = (types.int64, types.int64)
+    integers = 4
+
+    def _run(self, leading: list[ir.Value], values: list[ir.Value]) -> ir.Value:
+        b, (tasks, chunks, helpers, team) = self._builder, leading
+        scratch = self._context.make_array(_numba_type(self._arguments[-1]))(self._context, b, value=values[-1])
+        length = b.udiv(scratch.nitems, b.add(helpers, _INDEX(1)))
+        packed = cgutils.pack_struct(b, [*values[:-1], scratch.data, length])
+        memory, status = b.alloca(packed.type), b.alloca(_INT)
+        b.store(packed, memory)
+        memory = b.bitcast(memory, _POINTER)
+        part = self._define_part(packed.type)
+        with b.if_else(b.icmp_signed(">", helpers, _INDEX(0))) as (several, alone):
+            with several:
+                signature = ir.FunctionType(_INT, [_POINTER, _INDEX, _POINTER, _POINTER, _INDEX, _INDEX])
+                team = b.inttoptr(team, _POINTER)
+                share = b.inttoptr(self._load(team, 8 * SHARE, _INDEX), signature.as_pointer())
+                b.store(b.call(share, [team, helpers, part, memory, tasks, chunks]), status)
+            with alone:
+                b.store(b.call(part, [memory, _INDEX(0), tasks, _INDEX(0)]), status)
+        return b.load(status, typ=_INT)
+
+    def _define_part(self, packed: ir.Type) -> ir.Function:
+        """The function that computes a range of tasks, as :data:`fastconv.cpu.team.PART` says."""
+        part = ir.Function(self._module, ir.FunctionType(_INT, [_POINTER, _INDEX, _INDEX, _INDEX]), "part")
+        part.linkage = "internal"
+        memory, first, last, number = part.args
+        b = ir.IRBuilder(part.append_basic_block())
+        *values, data, length = cgutils.unpack_tuple(b, b.load(memory, typ=packed))
+        scratch = self._arguments[-1]
+        own = b.gep(data, [b.mul(b.mul(number, length), _INDEX(scratch.dtype.itemsize))], source_etype=_BYTE)
+        values.append(self._array_of(b, scratch, own, [length], [_INDEX(scratch.dtype.itemsize)]))
+        b.ret(self._call(b, [first, last, *values]))
+        return part

@@ -27,13 +27,12 @@ from typing import Any
 import numpy as np
 
 from fastconv.arrays import named_dtype
-from fastconv.cpu import parallel
 from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.copying import copy_rows, split_rows
 from fastconv.cpu.costs import CostModel, Work, gathering
 from fastconv.cpu.depthwise_tile import HEIGHTS, LONGEST_RUN, convolve_strip
 from fastconv.cpu.elements import CLIP, resolve
-from fastconv.cpu.jit import Kernel, array, contiguous_taps, inline, integer, records
+from fastconv.cpu.jit import TaskKernel, array, contiguous_taps, inline, integer, records
 from fastconv.cpu.microkernel import padded
 from fastconv.cpu.plan import PiecewisePlan
 from fastconv.cpu.rows import add_row, read_row, write_row
@@ -107,7 +106,7 @@ def _stage(  # type: ignore[no-untyped-def]
 
 
 def _depthwise(  # type: ignore[no-untyped-def]
-    first, last, x, weights, y, bias, residual, geometry, blocking, offsets, runs, scratch, half, activation, parameters
+    first, last, x, weights, y, bias, residual, geometry, blocking, offsets, runs, half, activation, parameters, scratch
 ):  # fmt: skip
     """Compute tasks `first` to `last`; `weights` is (G, O * taps), and `residual` may have no elements."""
     geo, block = geometry[0], blocking[0]
@@ -179,7 +178,7 @@ def _depthwise(  # type: ignore[no-untyped-def]
                     write_row(done, scratch.dtype.type(0), activation, parameters, half, target)
 
 
-_kernel = Kernel(_depthwise)
+_kernel = TaskKernel(_depthwise)
 
 
 @cache
@@ -187,9 +186,9 @@ def _compiled(dtype_name: str, result_name: str, accumulator_name: str) -> Any:
     dtype, result, accumulator = map(named_dtype, (dtype_name, result_name, accumulator_name))
     vector, numbers = array(accumulator, 1, contiguous=True), array(np.dtype(np.int64), 1, contiguous=True)
     return _kernel.compile(
-        integer, integer, array(dtype, 6), array(accumulator, 2, contiguous=True), array(result, 6, readonly=False),
-        vector, array(result, 6), records(GEOMETRY), records(BLOCKING), numbers, numbers,
-        array(accumulator, 1, contiguous=True, readonly=False), integer, integer, vector,
+        array(dtype, 6), array(accumulator, 2, contiguous=True), array(result, 6, readonly=False), vector,
+        array(result, 6), records(GEOMETRY), records(BLOCKING), numbers, numbers, integer, integer, vector,
+        array(accumulator, 1, contiguous=True, readonly=False),
     )  # fmt: skip
 
 
@@ -313,13 +312,8 @@ class _DepthwisePlan(PiecewisePlan):
 
     def _run_piece(self, piece: Correlation, cut: _Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
         offsets, _ = self._tables[id(cut)]
-
-        def work(first: int, last: int) -> None:
-            memory = parallel.scratch(cut.scratch, self._accumulator)
-            self._kernel(first, last, x, weights, y, bias, residual, piece.geometry, cut.blocking, offsets, cut.counts,
-                         memory, self._half, *self._activation)  # fmt: skip
-
-        parallel.run(work, cut.tasks, piece.macs)
+        self._kernel(cut.tasks, piece.macs, cut.scratch, x, weights, y, bias, residual, piece.geometry, cut.blocking,
+                     offsets, cut.counts, self._half, *self._activation)  # fmt: skip
 
 
 def _cuts(problem: ConvProblem) -> list[_Cut]:

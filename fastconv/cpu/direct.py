@@ -27,7 +27,7 @@ from fastconv.cpu import parallel
 from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.costs import CostModel, Work, gathering
 from fastconv.cpu.elements import resolve
-from fastconv.cpu.jit import Kernel, array, contiguous_taps, generic, integer, records
+from fastconv.cpu.jit import Kernel, TaskKernel, array, contiguous_taps, generic, integer, records
 from fastconv.cpu.microkernel import multiply_tile, padded, tile_channels
 from fastconv.cpu.plan import PiecewisePlan
 from fastconv.cpu.rows import add_row, read_row, write_row
@@ -84,7 +84,7 @@ def _accumulate(sums: Any, *arguments: Any) -> Any:
 
 
 def _direct(  # type: ignore[no-untyped-def]
-    first, last, x, weights, y, bias, residual, geometry, blocking, offsets, scratch, half, activation, parameters
+    first, last, x, weights, y, bias, residual, geometry, blocking, offsets, half, activation, parameters, scratch
 ):  # fmt: skip
     """Compute tasks `first` to `last`; `weights` is (G, O * taps), and `bias`, `residual` may have no elements."""
     geo, block = geometry[0], blocking[0]
@@ -161,7 +161,7 @@ def _arrange(first, last, taps, tile, tiles):  # type: ignore[no-untyped-def]
                 to[t * here + i] = taps[g, o + i, t]
 
 
-_kernel, _arrange_kernel = Kernel(_direct), Kernel(_arrange)
+_kernel, _arrange_kernel = TaskKernel(_direct), Kernel(_arrange)
 
 
 @cache
@@ -171,9 +171,9 @@ def _compiled(dtype_name: str, result_name: str, accumulator_name: str) -> tuple
     vector = array(accumulator, 1, contiguous=True)
     matrix = array(accumulator, 2, contiguous=True, readonly=False)
     kernel = _kernel.compile(
-        integer, integer, array(dtype, 6), matrix, array(result, 6, readonly=False), vector, array(result, 6),
-        records(GEOMETRY), records(BLOCKING), array(np.dtype(np.int64), 1, contiguous=True),
-        array(accumulator, 1, contiguous=True, readonly=False), integer, integer, vector,
+        array(dtype, 6), matrix, array(result, 6, readonly=False), vector, array(result, 6), records(GEOMETRY),
+        records(BLOCKING), array(np.dtype(np.int64), 1, contiguous=True), integer, integer, vector,
+        array(accumulator, 1, contiguous=True, readonly=False),
     )  # fmt: skip
     return kernel, _arrange_kernel.compile(integer, integer, array(accumulator, 3, contiguous=True), integer, matrix)
 
@@ -285,12 +285,8 @@ class _DirectPlan(PiecewisePlan):
         return tiles
 
     def _run_piece(self, piece: Correlation, cut: _Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
-        def work(first: int, last: int) -> None:
-            memory = parallel.scratch(cut.scratch, self._accumulator)
-            self._kernel(first, last, x, weights, y, bias, residual, piece.geometry, cut.blocking, cut.offsets, memory,
-                         self._half, *self._activation)  # fmt: skip
-
-        parallel.run(work, cut.tasks, piece.macs)
+        self._kernel(cut.tasks, piece.macs, cut.scratch, x, weights, y, bias, residual, piece.geometry, cut.blocking,
+                     cut.offsets, self._half, *self._activation)  # fmt: skip
 
 
 def _work(problem: ConvProblem) -> Iterable[Work]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.cpu import objects
+from fastconv.cpu import objects, parallel, team
 from fastconv.lowering import Correlation
 
 #: Which half type 16 bits are; 0 where they are not one.
@@ -63,6 +63,8 @@ def records(dtype: np.dtype[Any]) -> Argument:
 class Kernel:
     """A function compiled for the argument types that it is told of, and for no others."""
 
+    _shared = False
+
     def __init__(self, function: Callable[..., None]) -> None:
         self._function = function
         self._compiled: dict[tuple[Argument, ...], Any] = {}
@@ -75,9 +77,34 @@ class Kernel:
         function = self._compiled.get(arguments)
         if function is None:
             # Threads that come here at once make the same function; the first one's is kept.
-            made = objects.function(objects.load(self._function, arguments), self._function.__name__)
-            function = self._compiled.setdefault(arguments, made)
+            code = objects.load(self._function, arguments, self._shared)
+            function = self._compiled.setdefault(arguments, objects.function(code, self._function.__name__))
         return function
+
+
+class TaskKernel(Kernel):
+    """A kernel ``function(first, last, …, scratch)`` of a range of tasks, shared by threads that need no GIL for it.
+
+    The types to compile it for leave out the range. The last one is that of the scratch memory, a contiguous array of
+    which each thread gets a part of its own.
+    """
+
+    _shared = True
+
+    def compile(self, *arguments: Argument) -> Any:
+        """A function of the number of tasks, of the multiply-adds in all, of the elements of scratch memory that one
+        thread needs, and of the arguments between the range and the scratch memory.
+        """  # fmt: skip
+        entry, dtype = super().compile(*arguments), arguments[-1].dtype
+
+        def run(tasks: int, macs: int, length: int, *arguments: Any) -> None:
+            threads = parallel.threads_for(tasks, macs)
+            helpers = threads - 1
+            length += -length % parallel.CACHE_LINE  # threads share no line, whatever the dtype
+            memory = parallel.scratch(threads * length, dtype)
+            entry(tasks, parallel.chunks_for(tasks, threads), helpers, team.address(helpers), *arguments, memory)
+
+        return run
 
 
 class _Deferred:

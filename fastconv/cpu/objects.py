@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -35,6 +35,7 @@ ENTRY = "fastconv_entry"
 #: What object code may use of Python, by name.
 PYTHON_FUNCTIONS = (
     "PyEval_RestoreThread", "PyEval_SaveThread", "PyErr_Occurred", "PyErr_SetString", "PyLong_AsLongLong", "Py_IncRef",
+    "PyThread_acquire_lock", "PyThread_acquire_lock_timed", "PyThread_release_lock",
 )  # fmt: skip
 PYTHON_OBJECTS = {"fastconv_None": None, "fastconv_ndarray": np.ndarray, "fastconv_TypeError": TypeError}
 
@@ -62,9 +63,9 @@ def directory() -> Path:
     return settings.cache_directory() / "kernels" / _generation()
 
 
-def load(function: Callable[..., None], arguments: tuple[Argument, ...]) -> bytes:
+def load(function: Callable[..., None], arguments: tuple[Argument, ...], shared: bool) -> bytes:
     """The object code of a kernel for these argument types; compiled if it is not on the disk."""
-    key = hashlib.sha256(f"{function.__qualname__}{arguments}".encode())
+    key = hashlib.sha256(f"{function.__qualname__}{arguments}{shared}".encode())
     key.update(Path(function.__code__.co_filename).read_bytes())  # it may be a test's
     path = directory() / f"{function.__name__}-{key.hexdigest()[:16]}.o"
     try:
@@ -75,7 +76,7 @@ def load(function: Callable[..., None], arguments: tuple[Argument, ...]) -> byte
         pass  # not there, or not for us to read
     from fastconv.cpu import _compiler
 
-    code = _compiler.compile_object(function, arguments)
+    code = _compiler.compile_object(function, arguments, shared)
     with suppress(OSError):  # a read-only or full disk costs the next process a compilation, no more
         _save(path, hashlib.sha256(code).digest() + code)
     return code
@@ -117,26 +118,30 @@ _forever: list[_MethodDef] = []  # Python keeps pointers to these
 
 
 def function(code: bytes, name: str) -> Any:
-    """Link object code and make a Python function of its entry. It stays in memory for good, as a module's would."""
-    builder = llvm.JITLibraryBuilder().add_object_img(code).add_current_process().export_symbol(ENTRY)
-    for symbol in PYTHON_FUNCTIONS:
-        address = ctypes.cast(getattr(ctypes.pythonapi, symbol), ctypes.c_void_p).value
-        builder.import_symbol(symbol, address)
-    for symbol, thing in PYTHON_OBJECTS.items():
-        builder.import_symbol(symbol, id(thing))
-    linker = _linker()
-    library = builder.link(linker, name)
-    method = _MethodDef(name.encode(), library[ENTRY], _METH_FASTCALL, None)
+    """Link object code and make a Python function of its entry."""
+    method = _MethodDef(name.encode(), link(code, (ENTRY,))[ENTRY], _METH_FASTCALL, None)
     _forever.append(method)
-    # LLVM would unload the code when Python's objects die, at exit even under threads that still run it.
-    library.detach()
-    linker.detach()
     new = ctypes.pythonapi.PyCFunction_NewEx
     new.restype, new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
     return new(ctypes.addressof(method), None, None)
 
 
-def _linker() -> Any:
+def link(code: bytes | str, exports: Sequence[str]) -> dict[str, int]:
+    """Link object code or LLVM IR and give the addresses of what it exports. It stays for good, as a module's would."""
+    builder = llvm.JITLibraryBuilder().add_current_process()
+    builder = builder.add_ir(code) if isinstance(code, str) else builder.add_object_img(code)
+    for symbol in PYTHON_FUNCTIONS:
+        builder.import_symbol(symbol, ctypes.cast(getattr(ctypes.pythonapi, symbol), ctypes.c_void_p).value)
+    for symbol, thing in PYTHON_OBJECTS.items():
+        builder.import_symbol(symbol, id(thing))
+    for symbol in exports:
+        builder.export_symbol(symbol)
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    return llvm.create_lljit_compiler()
+    linker = llvm.create_lljit_compiler()
+    library = builder.link(linker, "fastconv")
+    addresses = {symbol: library[symbol] for symbol in exports}
+    # LLVM would unload the code when Python's objects die, at exit even under threads that still run it.
+    library.detach()
+    linker.detach()
+    return addresses

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastconv.commands import ceilings
-from fastconv.cpu.microkernel import tile_channels
+from fastconv.cpu.microkernel import TILE_VECTORS, tile_channels, tile_pixels
 
 MICROKERNEL = Path(__file__).parents[1] / "bench" / "microkernel.py"
 
@@ -24,18 +24,23 @@ def test_float64_has_half_the_lanes():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_register_tile_reaches_the_peak_in_cache(dtype, capsys):
+@pytest.mark.parametrize(
+    "tile, shapes",
+    [
+        ("row_tile_rate", [(tile_channels(), vectors) for vectors in (2, 3, 4)]),
+        ("pixel_tile_rate", [(tile_pixels(), TILE_VECTORS)]),
+    ],
+)
+def test_register_tiles_reach_the_peak_in_cache(tile, shapes, dtype, capsys):
     """Both rates are the best that was seen: whatever else runs on the machine only takes away."""
     script = runpy.run_path(str(MICROKERNEL))
-    row_bytes = script["ROW_BYTES"]["L1"]
     peak = rate = 0.0
     stop = time.monotonic() + 60
     while rate < 0.95 * peak or peak == 0.0:
         peak = max(peak, ceilings.fma_peak(dtype))
-        for vectors in (2, 3, 4):
-            rate = max(rate, script["tile_rate"](dtype, tile_channels(), vectors, row_bytes))
+        rate = max(rate, *(script[tile](dtype, *shape, script["INPUT_BYTES"]["L1"]) for shape in shapes))
         if time.monotonic() > stop:
             break
     with capsys.disabled():
-        print(f"\n{dtype}: tile {rate / 1e9:.1f} of {peak / 1e9:.1f} GFLOP/s, {rate / peak:.1%}")
+        print(f"\n{tile}, {dtype}: {rate / 1e9:.1f} of {peak / 1e9:.1f} GFLOP/s, {rate / peak:.1%}")
     assert rate >= 0.95 * peak

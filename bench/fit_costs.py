@@ -1,9 +1,9 @@
 """Fit the rates of the CPU cost models: ``python bench/fit_costs.py``.
 
 Times every CPU algorithm on one thread over the layers of `fastconv.networks` and smaller ones, packing and running
-apart, and solves for the rates of its two cost models that make the relative errors least. Prints the
-rates to put into the algorithm's file, how far predictions are off, and how often the dispatcher's choice is the
-fastest or within 10 % of it, on one thread and on all.
+apart, and solves for the rates of its two cost models that make the relative errors least. Prints the rates to put into
+the algorithm's file, how far predictions are off, and how often the dispatcher's choice is the fastest or within 10 %
+of it, on one thread and on all.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def fit(model: CostModel, seconds: dict[ConvProblem, float]) -> CostModel:
     counts = np.array([list(model.counts(problem, one_core()).values()) for problem in seconds])
     times = np.array(list(seconds.values()))
     # Logarithms of the rates keep them positive, and those of the times make half and twice equally wrong.
-    start = np.log(list(model.rates.values()))
+    start = np.log(np.maximum(list(model.rates.values()), 1e-12))
     found = least_squares(lambda rates: np.log(counts @ np.exp(rates) / times), start, loss="soft_l1", f_scale=0.1)
     return dataclasses.replace(model, rates=dict(zip(model.rates, np.exp(found.x).tolist(), strict=True)))
 

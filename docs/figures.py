@@ -145,7 +145,40 @@ def im2col() -> None:
     )
 
 
-FIGURES = {figure.__name__: figure for figure in (direct, implicit_gemm, im2col)}
+def fft() -> None:
+    """Overlapping tiles along one axis, and what a vector holds."""
+    tiles, lanes, product = panels("overlap-save along one axis", "a unit: one tile in each lane", "at each frequency")
+    samples, reach, kept, cell = 22, 5, 6, 1
+    grid(tiles, 1, 1.2, samples, 1, INPUT, cell)
+    note(tiles, 12, 0.5, "samples; the kernel reaches over 5")
+    for i in range(3):
+        y = 3.4 + 2.2 * i
+        grid(tiles, 1 + i * kept, y, reach - 1, 1, SCRATCH, cell)
+        grid(tiles, 1 + i * kept + reach - 1, y, kept, 1, OUTPUT, cell)
+    frame(tiles, 1 + kept, 1.2, kept + reach - 1, 1)
+    note(tiles, 12, 10.8, "a tile of 10 samples (outlined: the second)\ngives 6 outputs (green);")
+    note(tiles, 12, 12.7, "its first 4 results have wrapped round")
+
+    for lane in range(4):
+        for j in range(9):
+            grid(lanes, 4 + 1.8 * j, 3 + 1.4 * lane, 1, 1, INPUT, 1.4)
+    frame(lanes, 4 + 1.8 * 3, 3, 1.4, 4 * 1.4)
+    note(lanes, 12, 1.6, "samples, then frequencies")
+    note(lanes, 3.6, 5.8, "lanes:\ntiles or\ngroups", "right")
+    note(lanes, 12, 11, "outlined: a vector. Every step of a transform\nis the same in all lanes")
+
+    grid(product, 1, 4, 4, 5, WEIGHT, 0.9)
+    for i, part in enumerate(("-im", "re", "im")):
+        grid(product, 6.4 + 5.6 * i, 4, 6, 4, INPUT, 0.9)
+        note(product, 9.1 + 5.6 * i, 3.4, part)
+    frame(product, 6.4, 4, 11, 3.6)
+    frame(product, 12, 4, 11, 3.6)
+    note(product, 2.8, 2.6, "taps\n(O, C)")
+    note(product, 14.7, 2.2, "samples (C, tiles) of one frequency")
+    note(product, 12, 11, "outlined: what the imaginary (left) and the real part\nof a tap multiply")
+
+
+FIGURES = {figure.__name__: figure for figure in (direct, implicit_gemm, im2col, fft)}
 
 
 def main() -> None:

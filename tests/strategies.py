@@ -38,6 +38,7 @@ def problems(draw, ops=OPS, ndims=(1, 2, 3), dtypes=tuple(DTYPES), padding_modes
         dtype=dtype,
         padding_mode=mode,
         flip_kernel=draw(st.booleans()),
+        precision=draw(st.sampled_from(("high", "fast"))),
         **{name: [axis[name] for axis in axes] for name in ("stride", "dilation", "padding")},
     )
     problem = dataclasses.replace(

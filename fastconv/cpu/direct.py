@@ -268,7 +268,9 @@ class _Cut:
         return max(min(-(-wanted // self.tile) * self.tile, c.out_channels), 1)
 
 
-class _DirectPlan(PiecewisePlan):
+class DirectPlan(PiecewisePlan):
+    """A direct convolution made ready; also for the parts of others that a transform cannot compute."""
+
     def __init__(self, problem: ConvProblem) -> None:
         super().__init__(problem, lambda piece: _Cut(piece, self._accumulator))
         self._kernel, self._arrange = _compiled(problem.dtype, problem.result_dtype, problem.accumulator_dtype)
@@ -287,6 +289,11 @@ class _DirectPlan(PiecewisePlan):
     def _run_piece(self, piece: Correlation, cut: _Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
         self._kernel(cut.tasks, piece.macs, cut.scratch, x, weights, y, bias, residual, piece.geometry, cut.blocking,
                      cut.offsets, self._half, *self._activation)  # fmt: skip
+
+    def run_part(self, part: Correlation, w: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
+        """Write a correlation that is not one of the problem's pieces but has its dtypes and activation."""
+        cut = _Cut(part, self._accumulator)
+        self._run_piece(part, cut, self._pack_piece(part, cut, w), x, y, bias, residual)
 
 
 def _work(problem: ConvProblem) -> Iterable[Work]:
@@ -319,7 +326,7 @@ class Direct(CpuAlgorithm):
         return scratch * accumulator.itemsize * get_num_threads()
 
     def plan(self, problem: ConvProblem, workspace_limit: int) -> Plan:
-        return _DirectPlan(problem)
+        return DirectPlan(problem)
 
 
 register(Direct())

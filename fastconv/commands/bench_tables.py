@@ -25,7 +25,7 @@ def print_run(run: Run) -> None:
     if any(e.wrong for row in run.rows for e in row.entries):
         print("! agrees with fastconv's result in fewer than half of the digits of the dtype")
     _print_algorithms(run)
-    declined = Counter((e.engine, e.why_not) for row in run.rows for e in row.entries if e.why_not)
+    declined = Counter((e.engine, e.why_not) for row in run.rows for e in row.peers if e.why_not)
     for (engine, reason), layers in declined.items():
         print(f"- {engine}, {layers} layer{'s' * (layers > 1)}: {reason}")
     if run.ceilings:
@@ -48,7 +48,7 @@ def _print_algorithms(run: Run) -> None:
         entries = [row.entry(name) for name in names]
         lines.append([str(row.layer), *(_ms(e) + (" <" if e.algorithm == chosen else "") for e in entries)])
     columns = ["layer", *(f"{name.partition(':')[2]} ms" for name in names)]
-    table(f"{run}: each algorithm, prepared; < marks the choice", columns, lines)
+    table(f"{run}: each algorithm, prepared; < marks the choice, - what it declines", columns, lines)
 
 
 def print_cpu_against_gpu(on_cpu: Run, on_gpu: Run) -> None:

@@ -84,13 +84,15 @@ def magnitude(
     """What an error is measured against: ``|a| conv |b| + |bias| + |residual|``, elementwise, in float64.
 
     With a `spread` the first term is the largest that the full correlation has at most so many results away along each
-    axis. NaN and infinity count as zero there: no finite result has one in its window.
+    axis. NaN and infinity count as zero there: no finite result has one in its window. What is below the least normal
+    number of the accumulator, and not zero, counts as that number: a transform rounds it no better.
     """
     a, b, bias, residual = (None if v is None else np.abs(_widen(problem, v)) for v in (a, b, bias, residual))
     if any(spread):
-        a, b = (np.where(np.isfinite(v), v, 0) for v in (a, b))
+        least = float(np.finfo(problem.accumulator_dtype).tiny)
+        a, b = (np.where(np.isfinite(v) & (v > 0), np.maximum(v, least), 0) for v in (a, b))
         added = reference(problem, np.zeros_like(a), np.zeros_like(b), bias, residual, activate=False)
-        return np.abs(added) + _largest_near(problem, a, b, spread)
+        return np.abs(added) + np.maximum(_largest_near(problem, a, b, spread), least)
     return np.abs(reference(problem, a, b, bias, residual, activate=False))
 
 

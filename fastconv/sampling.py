@@ -115,7 +115,8 @@ def _draw(rng: np.random.Generator) -> ConvProblem:
     inner, outer = pick(*_CHANNELS), pick(*_CHANNELS)
     if rng.random() < 0.2:  # depthwise, with a multiplier
         groups, inner, outer = pick(*_CHANNELS), 1, pick(1, 1, 2, 3)
-    axes = [_draw_axis(rng, ndim, op) for _ in range(ndim)]
+    common = rng.random() < 0.3  # 3 x 3 taps at stride 1, for which some algorithms are made
+    axes = [_draw_axis(rng, ndim, op, common and ndim - axis <= 2) for axis in range(ndim)]
     kernel, size, stride, dilation, pads, extra = (tuple(column) for column in zip(*axes, strict=True))
     mode = pick("zeros", "zeros", *PADDING_MODES) if op != "input_grad" else "zeros"
     padding: Any = pads
@@ -146,10 +147,14 @@ def _draw(rng: np.random.Generator) -> ConvProblem:
     return replace(ConvProblem.forward(ndim, x_shape, w_shape, padding_mode=mode, **options), op=op)
 
 
-def _draw_axis(rng: np.random.Generator, ndim: int, op: str) -> tuple[int, int, int, int, tuple[int, int], int]:
+def _draw_axis(
+    rng: np.random.Generator, ndim: int, op: str, common: bool
+) -> tuple[int, int, int, int, tuple[int, int], int]:
     """Kernel, size, stride, dilation, (lo, hi) and output padding of one axis that has at least one output."""
     kernel = int(rng.choice(_KERNELS[ndim]))
     stride, dilation = int(rng.choice([1, 1, 1, 2, 3, 4])), int(rng.choice([1, 1, 1, 2, 3]))
+    if common:
+        kernel, stride = 3, 1
     reach, beyond = dilation * (kernel - 1) + 1, int(rng.choice(_EXTENTS[ndim]))
     if op == "input_grad":
         size = 1 + beyond

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from promise import assert_kept
 from strategies import LAYOUTS, activations, empty, laid_out, make_operands, numpy_dtype, operands, problems
@@ -49,7 +49,8 @@ def skip_if_declined(algorithm, problem):
 @given(data=st.data())
 def test_any_problem(algorithm, data):
     p = data.draw(problems())
-    assume(algorithm.why_not(p) is None)
+    if algorithm.why_not(p) is not None:
+        return
     a, b, bias, residual = data.draw(operands(p))
     a, b = (laid_out(array, data.draw(st.sampled_from(KERNEL_LAYOUTS))) for array in (a, b))
     if residual is not None:
@@ -211,7 +212,8 @@ def test_only_the_result_is_written(algorithm, data):
     p = data.draw(problems(dtypes=("float32", "float16", "int8")))
     # With several batch axes such a view cannot be seen as one batch; the public functions see to that.
     p = dataclasses.replace(p, batch_shape=p.batch_shape[:1])
-    assume(algorithm.why_not(p) is None)
+    if algorithm.why_not(p) is not None:
+        return
     arrays = data.draw(operands(p))
     before = [None if array is None else array.copy() for array in arrays]
     dtype = numpy_dtype(p.result_dtype)
@@ -233,9 +235,9 @@ def test_results_of_any_strides(algorithm, op, layout):
     p = ConvProblem.forward(2, (2, 4, 9, 8), (6, 2, 3, 3), groups=2, stride=2, padding=1)
     p = dataclasses.replace(p, op=op)
     a, b, _, _ = make_operands(p)
-    out = empty(p.result_shape, np.dtype(np.float32), layout)
+    expected, out = run(algorithm, p, a, b), empty(p.result_shape, np.dtype(np.float32), layout)
     algorithm.apply(p, a, b, out)
-    np.testing.assert_array_equal(out, run(algorithm, p, a, b))
+    np.testing.assert_array_equal(out, expected)
 
 
 @each_algorithm
@@ -258,7 +260,8 @@ def test_workspace_stays_within_its_limit(algorithm, name, op):
 def test_non_finite_values_stay_in_their_receptive_field(algorithm, data):
     p = data.draw(problems(ops=("forward", "input_grad"), dtypes=list(UNIT_ROUNDOFF)))
     p = dataclasses.replace(p, activation=Activation("none"))
-    assume(algorithm.why_not(p) is None)
+    if algorithm.why_not(p) is not None:
+        return
     a, b, bias, residual = data.draw(operands(p))
     a.flat[data.draw(st.integers(0, a.size - 1))] = data.draw(st.sampled_from([np.nan, np.inf, -np.inf]))
     result = run(algorithm, p, a, b, bias, residual)  # without a warning: NaN and infinity are data

@@ -316,3 +316,10 @@ def test_magnitude_near_what_is_not_finite():
     p = ConvProblem.forward(1, (1, 1, 5), (1, 1, 1))
     x, w = np.array([[[1, 2, np.inf, 3, np.nan]]]), np.ones((1, 1, 1))
     np.testing.assert_array_equal(magnitude(p, x, w, spread=(0, 0, 1)), [[[2, 2, 3, 3, 3]]])
+
+
+def test_magnitude_near_what_is_below_the_least_normal_number():
+    p = ConvProblem.forward(1, (1, 1, 3), (1, 1, 1), dtype="float32")
+    x, w = np.array([[[0, 1e-42, 1]]], np.float32), np.ones((1, 1, 1), np.float32)
+    tiny = np.finfo(np.float32).tiny
+    np.testing.assert_array_equal(magnitude(p, x, w, spread=(0, 1, 0)), [[[tiny, tiny, 1]]])

@@ -145,7 +145,7 @@ def _read_padding(row, first, step, mode, half, out, begin, end):  # type: ignor
 
 
 @inline
-def _inside(first, step, size, length):  # type: ignore[no-untyped-def]
+def inside(first, step, size, length):  # type: ignore[no-untyped-def]
     """The range of i below `length` for which ``first + i * step`` lies in ``[0, size)``."""
     low = min(max((step - 1 - first) // step, 0), length)
     return low, max(min((size - first + step - 1) // step, length), low)
@@ -158,8 +158,8 @@ def read_plane(plane, first_h, step_h, first_w, step_w, mode, half, out, pitch, 
     They are those of every `step_h`-th row from `first_h` on and every `step_w`-th column from `first_w` on. Zero
     padding is not written: `out` holds it already.
     """
-    low_w, high_w = _inside(first_w, step_w, plane.shape[1], columns)
-    low_h, high_h = _inside(first_h, step_h, plane.shape[0], rows)
+    low_w, high_w = inside(first_w, step_w, plane.shape[1], columns)
+    low_h, high_h = inside(first_h, step_h, plane.shape[0], rows)
     if mode == 0:
         together = step_w == 1 and plane.strides[1] == plane.itemsize
         for r in range(low_h, high_h):

@@ -1,0 +1,259 @@
+"""Winograd convolution: fewer products for kernels of two to five taps at stride 1.
+
+The output is cut into tiles of m x m, each computed from a window of n x n inputs, n = m + r - 1 for r x r taps. With
+windows of 6 x 6, a 3 x 3 kernel takes 36 products for 16 outputs of a channel, not 144; a 5 x 5 kernel 36 for 4, not
+100. `winograd_transforms` has the arithmetic, and what it does to rounding errors.
+
+Everything between input and output lies in scratch memory with channels side by side, so that all vectors are full
+however small the image. A task takes some tiles and some output channels of a group:
+
+    for a block of input channels:
+        stage the windows, padded                                        (pixel, channel)
+        transform them: component f of each window                       (f, tile, input channel)
+        for each f: multiply by the transformed weights                  (f, tile, output channel)
+    transform the sums; add bias and residual, activate, write
+
+The products are those of the register tile of `microkernel`. Depth is summed along with the channels. A dilated
+convolution falls apart into one for each residue of the dilation, whose pixels are read and written with that step.
+Along an axis with one tap the window is one pixel, so that 1-D convolutions are transformed along their only axis.
+
+An input that is not finite spoils its whole tile, and so may an overflow. So an output that is not finite is summed
+again as it is written, product by product.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fastconv.arrays import named_dtype
+from fastconv.cpu.algorithm import CpuAlgorithm
+from fastconv.cpu.costs import CostModel, Work, gathering
+from fastconv.cpu.jit import contiguous_taps
+from fastconv.cpu.microkernel import TILE_VECTORS, padded, tile_pixels
+from fastconv.cpu.plan import PiecewisePlan
+from fastconv.cpu.winograd_kernels import BLOCKING, compiled
+from fastconv.cpu.winograd_transforms import error_bound, reach, window_taps
+from fastconv.lowering import Correlation, lower
+from fastconv.machine import vector_bytes
+from fastconv.problem import ConvProblem, Triple
+from fastconv.registry import UNIT_ROUNDOFF, Plan, register
+from fastconv.settings import available_cores, get_num_threads
+
+_TILES = 48  # of a task
+_INPUTS = 256  # input channels (times kernel depth) transformed at once
+_GROUP = 64  # bytes of channels that are staged, and written, together: a cache line
+_CHUNK = 32  # input channels whose weights are transformed at once
+_SHARES = 16  # a task takes at most this part of the workspace: so many threads may run one
+_COST_WORKSPACE = 64 << 20
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+class _Cut:
+    """How a correlation is cut into tasks: see :data:`fastconv.cpu.winograd_kernels.BLOCKING`."""
+
+    def __init__(self, correlation: Correlation, window: int, accumulator: np.dtype[Any], workspace_limit: int) -> None:
+        self._correlation = c = correlation
+        self._itemsize = accumulator.itemsize
+        self.lanes, self._group = vector_bytes() // self._itemsize, _GROUP // self._itemsize
+        self.windows, self.taps = _windows(c, window), c.kernel[1:]
+        self._outputs = [n + 1 - taps for n, taps in zip(self.windows, self.taps, strict=True)]
+        self._tiles = [_ceil(c.count[i + 1], self._outputs[i] * c.dilation[i + 1]) for i in (0, 1)]
+        self._rows = c.batch * c.count[0] * self._tiles[0] * math.prod(min(c.dilation[i], c.count[i]) for i in (1, 2))
+        self.lines = c.in_channels * c.kernel[0]
+        self.tile = TILE_VECTORS * self.lanes
+        most, tiles = max(workspace_limit // self._itemsize // _SHARES, 1), _TILES
+        inputs, channels = max(min(_INPUTS // c.kernel[0], c.in_channels), 1), c.out_channels
+        while not self._fits(tiles, inputs, channels, most) and max(tiles, inputs, channels) > 1:
+            # Weights are read once for the tiles of a task: those come last.
+            if channels > 4 * self.tile:
+                channels //= 2
+            elif inputs > 4 * self.tile:
+                inputs //= 2
+            else:
+                tiles, inputs, channels = _ceil(tiles, 2), _ceil(inputs, 2), _ceil(channels, 2)
+
+    def _fits(self, tiles: int, inputs: int, channels: int, most: int) -> bool:
+        """Cut into tasks of about so many tiles, input and output channels; whether `most` elements hold one."""
+        c = self._correlation
+        blocks_w = _ceil(self._tiles[1], tiles)
+        columns = _ceil(self._tiles[1], blocks_w)
+        blocks_r = _ceil(self._rows, max(tiles // columns, 1))
+        rows = _ceil(self._rows, max(blocks_r, 1))
+        spatial = c.groups * blocks_w * blocks_r
+        channels = min(channels, _ceil(c.out_channels * spatial, available_cores()))
+        blocks_o = _ceil(c.out_channels, _ceil(max(channels, 1), self.tile) * self.tile)
+        channels = _ceil(_ceil(c.out_channels, max(blocks_o, 1)), self.tile) * self.tile
+        inputs = _ceil(c.in_channels, max(_ceil(c.in_channels, inputs), 1))
+        run = min(rows, self._tiles[0])
+        width = columns * self._outputs[1] + self.taps[1] - 1
+        components, high = math.prod(self.windows), self._outputs[0]
+        pitch = padded(inputs, self._itemsize) * c.kernel[0], padded(channels, self._itemsize)
+        # A cache line more: what lies at one place of all components must not meet in one set of a cache.
+        plane = [rows * columns * n + self._group for n in pitch]
+        line = padded(width, self._itemsize)
+        sizes = (
+            (run * high + self.taps[0] - 1) * width * self._group,
+            max(self.windows[0] * width, high * self.windows[1] * columns) * self._group,
+            (high * columns * self._outputs[1] + self.lanes) * self._group,
+            line * self._group,
+            components * max(plane[0], self.lines),
+            self.tile,
+            components * plane[1],
+        )
+        *parts, self.scratch = np.cumsum((0, *sizes)).tolist()
+        block = self.blocking = np.zeros(1, BLOCKING)
+        for name, value in {
+            "channels": channels, "columns": columns, "rows": rows, "run": run, "inputs": inputs, "group": self._group,
+            "lanes": self.lanes, "line": line, "window": self.windows, "outputs": self._outputs, "tiles": self._tiles,
+            "register_tile": (tile_pixels(), self.tile), "pitch": pitch, "plane": plane,
+            "blocks": (max(blocks_o, 1), blocks_w, blocks_r), "parts": parts,
+        }.items():  # fmt: skip
+            block[name] = value
+        # Where the lines of a window lie, one channel after another, and the windows.
+        depths = np.arange(c.kernel[0]) * (pitch[0] // c.kernel[0])
+        self.offsets, self.places = (np.arange(inputs)[:, None] + depths).ravel(), np.arange(rows * columns) * pitch[0]
+        self.tasks = spatial * blocks_o
+        return self.scratch <= most
+
+    @property
+    def work(self) -> Work:
+        """What it costs, weights read from memory included."""
+        c, block = self._correlation, self.blocking[0]
+        values = math.prod(self.windows) * self._rows * self._tiles[1] * c.groups
+        return Work(
+            self.tasks,
+            {
+                "product": values * c.out_channels * self.lines,
+                "input": values * self.lines * int(block["blocks"][0]),
+                "sum": values * c.out_channels,
+                "weight": self.tasks
+                * math.prod(self.windows)
+                * self.lines
+                * min(int(block["channels"]), c.out_channels),
+                "task": self.tasks,
+            },
+        )
+
+
+def _windows(correlation: Correlation, window: int) -> tuple[int, int]:
+    """Windows along height and width."""
+    _, kernel_h, kernel_w = correlation.kernel
+    return (window if kernel_h > 1 else 1), (window if kernel_w > 1 else 1)
+
+
+class _WinogradPlan(PiecewisePlan):
+    def __init__(self, problem: ConvProblem, window: int, workspace_limit: int) -> None:
+        super().__init__(problem, lambda piece: _Cut(piece, window, self._accumulator, workspace_limit))
+        self.pack_key = f"windows of {window}, {self.pack_key}"
+        self._kernel, self._pack = compiled(problem.dtype, problem.result_dtype, problem.accumulator_dtype)
+
+    def pack(self, w: Any) -> Any:
+        """For each piece, its taps transformed, and as they are."""
+        return [self._pack_piece(piece, cut, w) for piece, cut in zip(self._pieces, self._cuts, strict=True)]
+
+    def _pack_piece(self, piece: Correlation, cut: _Cut, w: Any) -> Any:
+        taps = contiguous_taps(piece, w, self._accumulator)
+        groups, channels = taps.shape[0], padded(taps.shape[1], taps.itemsize)
+        packed = np.empty((groups, math.prod(cut.windows) * channels * cut.lines), self._accumulator)
+        pitch = padded(_CHUNK * math.prod(cut.taps), taps.itemsize)
+        length = cut.lanes * (2 * pitch + _CHUNK * cut.windows[0] * cut.taps[1])
+        self._pack(groups * channels // cut.lanes, packed.size, length, taps, cut.lines, *cut.windows, *cut.taps,
+                   cut.lanes, cut.tile, _CHUNK, packed)  # fmt: skip
+        return packed, taps
+
+    def _run_piece(self, piece: Correlation, cut: _Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
+        self._kernel(cut.tasks, piece.macs, cut.scratch, x, *weights, y, bias, residual, piece.geometry, cut.blocking,
+                     cut.offsets, cut.places, self._half, *self._activation)  # fmt: skip
+
+
+class _Winograd(CpuAlgorithm):
+    """Winograd's F(m x m, r x r) with windows of m + r - 1 inputs along each axis that has taps."""
+
+    window: ClassVar[int]
+
+    def why_not(self, problem: ConvProblem) -> str | None:
+        if problem.accumulator_dtype not in ("float32", "float64"):
+            return f"its transforms are made for real floating-point numbers, not {problem.dtype}"
+        if problem.precision == "highest":
+            return "precision='highest' takes no transform, whose rounding errors grow"
+        for piece in lower(problem):
+            if max(piece.stride[1:]) > 1:
+                return "it computes stride 1 along height and width"
+            taps = [k for k in piece.kernel[1:] if k != 1]
+            if not piece.reduction:
+                return "it transforms at least one product"
+            if not taps or any(k not in window_taps(self.window) for k in taps):
+                return f"windows of {self.window} serve kernels of 2 to {self.window - 1} taps along height or width"
+        return None
+
+    def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:
+        accumulator = named_dtype(problem.accumulator_dtype)
+        cuts = (_Cut(piece, self.window, accumulator, workspace_limit) for piece in lower(problem))
+        return max((cut.scratch for cut in cuts), default=0) * accumulator.itemsize * min(get_num_threads(), _SHARES)
+
+    def tolerance(self, problem: ConvProblem) -> float:
+        """That of the transforms (`winograd_transforms.error_bound`), and the rounding of the result."""
+        bounds = (
+            error_bound(_windows(piece, self.window), piece.kernel[1:], piece.in_channels * piece.kernel[0])
+            for piece in lower(problem)
+        )
+        rounding = UNIT_ROUNDOFF[problem.accumulator_dtype]
+        return max(bounds, default=0.0) * rounding + UNIT_ROUNDOFF[problem.result_dtype]
+
+    def spread(self, problem: ConvProblem) -> Triple:
+        """That of the transforms (`winograd_transforms.reach`), in steps of the dilation."""
+        furthest = [0, 0, 0]
+        for piece in lower(problem):
+            for axis, window in enumerate(_windows(piece, self.window), start=1):
+                step = piece.dilation[axis] * (problem.stride[axis] if problem.op == "input_grad" else 1)
+                furthest[axis] = max(furthest[axis], reach(window, piece.kernel[axis]) * step)
+        return furthest[0], furthest[1], furthest[2]
+
+    def plan(self, problem: ConvProblem, workspace_limit: int) -> Plan:
+        return _WinogradPlan(problem, self.window, workspace_limit)
+
+
+def _running(window: int) -> CostModel:
+    def work(problem: ConvProblem) -> Iterable[Work]:
+        accumulator = named_dtype(problem.accumulator_dtype)
+        return (_Cut(piece, window, accumulator, _COST_WORKSPACE).work for piece in lower(problem))
+
+    rates = {"product": 2.2e-11, "input": 4e-10, "sum": 6e-10, "weight": 1e-10, "task": 2e-6, "call": 3e-5}
+    return CostModel(work, rates)
+
+
+def _packing(window: int) -> CostModel:
+    def work(problem: ConvProblem) -> Iterable[Work]:
+        yield from gathering(problem)
+        for piece in lower(problem):
+            values = math.prod(_windows(piece, window)) * piece.groups * piece.out_channels
+            yield Work(piece.groups * piece.out_channels, {"transformed": values * piece.in_channels * piece.kernel[0]})
+
+    return CostModel(work, {"gathered": 2.7e-9, "transformed": 1.2e-9, "call": 1e-5})
+
+
+class Winograd4(_Winograd):
+    """F(2 x 2, 3 x 3) and F(3 x 3, 2 x 2)."""
+
+    name = "winograd4"
+    window = 4
+    running, packing = _running(4), _packing(4)
+
+
+class Winograd6(_Winograd):
+    """F(4 x 4, 3 x 3), and F(5 x 5, 2 x 2) to F(2 x 2, 5 x 5)."""
+
+    name = "winograd6"
+    window = 6
+    running, packing = _running(6), _packing(6)
+
+
+register(Winograd4())
+register(Winograd6())

@@ -1,0 +1,330 @@
+"""The compiled part of Winograd convolution: see `winograd`."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from fastconv.arrays import named_dtype
+from fastconv.cpu.elements import load, resolve
+from fastconv.cpu.jit import TaskKernel, array, generic, inline, integer, records
+from fastconv.cpu.microkernel import multiply_pixels
+from fastconv.cpu.rows import add_row, inside, read_row, write_row
+from fastconv.cpu.transpose import transpose_block
+from fastconv.cpu.winograd_transforms import transform_input, transform_output, transform_weights
+from fastconv.lowering import GEOMETRY
+
+#: How a correlation is cut: `blocks` tasks along channels, columns and rows, of so many output `channels`, `columns` of
+#: tiles and `rows` of them; of the rows `run` are staged at once, and `inputs` channels are transformed at once, a
+#: `group` after another. Vectors have `lanes`; the register tile takes so many tiles by channels. Windows lie a `pitch`
+#: apart and components a `plane`, of inputs and of sums. Scratch memory has `parts`; a `line` of it holds a row.
+BLOCKING = np.dtype(
+    [(name, np.int64) for name in ("channels", "columns", "rows", "run", "inputs", "group", "lanes", "line")]
+    + [(name, np.int64, (2,)) for name in ("window", "outputs", "tiles", "register_tile", "pitch", "plane")]
+    + [("blocks", np.int64, (3,)), ("parts", np.int64, (7,))]
+)
+_STAGED, _HALF_WAY, _DONE, _LINES, _INPUTS, _ZEROS, _SUMS = range(7)
+
+
+@inline
+def _image(index, geo, tiles):  # type: ignore[no-untyped-def]
+    """Image, depth, residues and row of tiles of the row of tiles number `index`."""
+    rest, tile = divmod(index, tiles)
+    rest, residue_w = divmod(rest, min(geo.dilation[2], geo.count[2]))
+    rest, residue_h = divmod(rest, min(geo.dilation[1], geo.count[1]))
+    n, d = divmod(rest, geo.count[0])
+    return n, d, residue_h, residue_w, tile
+
+
+@inline
+def _left(count, residue, dilation, first):  # type: ignore[no-untyped-def]
+    """Outputs of a residue class from number `first` of them on."""
+    return (count - residue + dilation - 1) // dilation - first
+
+
+@generic
+def _stage_inside(plane, first, step, length, channels, staged, at, group, lanes):  # type: ignore[no-untyped-def]
+    """Stage what is inside of ``plane (C, W)`` in whole vectors; how many channels of it that were."""
+    if plane.dtype != staged.dtype:
+        return lambda plane, first, step, length, channels, staged, at, group, lanes: 0
+
+    def stage(plane, first, step, length, channels, staged, at, group, lanes):  # type: ignore[no-untyped-def]
+        apart_c, apart_w = plane.strides[0] // plane.itemsize, plane.strides[1] // plane.itemsize
+        whole = channels // lanes * lanes
+        if apart_c == 1:
+            transform_input(
+                1, 1, staged, at, 0, group, plane, first * apart_w, 0, step * apart_w, length, whole // lanes
+            )
+            return whole
+        if apart_w != 1 or step != 1 or length < lanes:
+            return 0
+        for w in range(0, length, lanes):
+            begin = min(w, length - lanes)  # the last block overlaps the one before
+            for c in range(0, whole, lanes):
+                transpose_block(plane, c * apart_c + first + begin, apart_c, staged, at + begin * group + c, group)
+        return whole
+
+    return stage
+
+
+@inline
+def _stage_row(plane, first, step, mode, half, needed, channels, group, lanes, staged, at, width):  # type: ignore[no-untyped-def]
+    """Bring a padded row of ``plane (C, W)`` into ``staged (width, group)``; zeros beyond what is needed."""
+    size = plane.shape[1]
+    low, high = inside(first, step, size, needed)
+    whole = _stage_inside(plane, first + low * step, step, high - low, channels, staged, at + low * group, group, lanes)
+    for w in range(width):
+        source = -1 if w >= needed else resolve(first + w * step, size, mode)
+        for c in range(whole if low <= w < high else 0, channels):
+            if source < 0:
+                staged[at + w * group + c] = 0
+            else:
+                staged[at + w * group + c] = load(plane[c, source], half)
+
+
+def _winograd(  # type: ignore[no-untyped-def]
+    first, last, x, weights, taps, y, bias, residual, geometry, blocking, offsets, places, half, activation, parameters,
+    scratch,
+):  # fmt: skip
+    """Compute tasks `first` to `last`.
+
+    `weights` is (G, components * O padded * lines) as :func:`_pack` makes it, and `taps` (G, O, lines * taps); `bias`
+    and `residual` may have no elements. A line is one depth of an input channel.
+    """
+    geo, block = geometry[0], blocking[0]
+    window_h, window_w, m_h, m_w = block.window[0], block.window[1], block.outputs[0], block.outputs[1]
+    kernel_d, kernel_h, kernel_w = geo.kernel[0], geo.kernel[1], geo.kernel[2]
+    dilation_h, dilation_w, mode = geo.dilation[1], geo.dilation[2], geo.padding_mode
+    components, lanes, group = window_h * window_w, block.lanes, block.group
+    pitch, plane, sums_pitch, sums_plane = block.pitch[0], block.plane[0], block.pitch[1], block.plane[1]
+    all_lines, depth_pitch = geo.in_channels * kernel_d, pitch // kernel_d
+    padded_channels = -(-geo.out_channels // lanes) * lanes
+    tiles_h, tiles_w = block.tiles[0], block.tiles[1]
+    all_rows = geo.batch * geo.count[0] * min(dilation_h, geo.count[1]) * min(dilation_w, geo.count[2]) * tiles_h
+    staged, half_way = scratch[block.parts[_STAGED] :], scratch[block.parts[_HALF_WAY] :]
+    done, lines, inputs = scratch[block.parts[_DONE] :], scratch[block.parts[_LINES] :], scratch[block.parts[_INPUTS] :]
+    zeros_at, sums_at = block.parts[_ZEROS], block.parts[_SUMS]
+    scratch[zeros_at:sums_at] = 0
+
+    for task in range(first, last):
+        rest, o_block = divmod(task, block.blocks[0])
+        rest, w_block = divmod(rest, block.blocks[1])
+        g, r_block = divmod(rest, block.blocks[2])
+        o_first, w_first, r_first = o_block * block.channels, w_block * block.columns * m_w, r_block * block.rows
+        channels = min(block.channels, geo.out_channels - o_first)
+        columns = min(block.columns, tiles_w - w_block * block.columns)
+        rows = min(block.rows, all_rows - r_first)
+        tiles = rows * columns
+        width = columns * m_w + kernel_w - 1
+
+        for c_first in range(0, geo.in_channels, block.inputs):
+            here = min(block.inputs, geo.in_channels - c_first)
+            r = 0
+            while r < rows:
+                n, d, residue_h, residue_w, tile_h = _image(r_first + r, geo, tiles_h)
+                run = min(block.run, rows - r, tiles_h - tile_h)
+                h_first = tile_h * m_h
+                needed_h = _left(geo.count[1], residue_h, dilation_h, h_first) + kernel_h - 1
+                needed_w = min(_left(geo.count[2], residue_w, dilation_w, w_first) + kernel_w - 1, width)
+                start_h = h_first * dilation_h + residue_h - geo.offset[1]
+                start_w = w_first * dilation_w + residue_w - geo.offset[2]
+                for kd in range(kernel_d):
+                    source_d = resolve(d * geo.stride[0] + kd * geo.dilation[0] - geo.offset[0], geo.size[0], mode)
+                    for c in range(0, here, group):
+                        some = min(group, here - c)
+                        vectors = -(-some // lanes)
+                        for h in range(run * m_h + kernel_h - 1):
+                            source_h = resolve(start_h + h * dilation_h, geo.size[1], mode)
+                            at = h * width * group
+                            if source_d < 0 or source_h < 0 or h >= needed_h:
+                                staged[at : at + width * group] = 0
+                            else:
+                                _stage_row(
+                                    x[n, g, c_first + c : c_first + c + some, source_d, source_h], start_w, dilation_w,
+                                    mode, half, needed_w, some, group, lanes, staged, at, width,
+                                )  # fmt: skip
+                        for k in range(run):
+                            transform_input(
+                                window_h, kernel_h, half_way, 0, width * group, group, staged, k * m_h * width * group,
+                                width * group, group, width, vectors,
+                            )  # fmt: skip
+                            to = (r + k) * columns * pitch + kd * depth_pitch + c
+                            for i in range(window_h):
+                                transform_input(
+                                    window_w, kernel_w, inputs, i * window_w * plane + to, plane, pitch, half_way,
+                                    i * width * group, group, m_w * group, columns, vectors,
+                                )  # fmt: skip
+                r += run
+
+            register_tiles = -(-tiles // block.register_tile[0])
+            for f in range(components):
+                for o in range(0, channels, block.register_tile[1]):
+                    wide = min(-(-(channels - o) // lanes) * lanes, block.register_tile[1])
+                    weights_at = (f * padded_channels + o_first + o) * all_lines + c_first * kernel_d * wide
+                    tile = 0
+                    for k in range(register_tiles):
+                        some = (tiles - tile) // (register_tiles - k)
+                        to = sums_at + f * sums_plane + tile * sums_pitch + o
+                        begin, step = (to, sums_pitch) if c_first > 0 else (zeros_at, 0)
+                        multiply_pixels(
+                            scratch, to, sums_pitch, begin, step, inputs[f * plane :], places, tile, offsets,
+                            here * kernel_d, weights[g], weights_at, some, wide // lanes,
+                        )  # fmt: skip
+                        tile += some
+
+        for o in range(0, channels, group):
+            some = min(group, channels - o)
+            vectors = -(-some // lanes)
+            for r in range(rows):
+                n, d, residue_h, residue_w, tile_h = _image(r_first + r, geo, tiles_h)
+                h_first = tile_h * m_h
+                high = min(_left(geo.count[1], residue_h, dilation_h, h_first), m_h)
+                wide = min(_left(geo.count[2], residue_w, dilation_w, w_first), columns * m_w)
+                if high <= 0 or wide <= 0:
+                    continue
+                at = sums_at + r * columns * sums_pitch + o
+                for j in range(window_w):
+                    transform_output(
+                        window_h, kernel_h, half_way, j * columns * group, window_w * columns * group, group, scratch,
+                        at + j * sums_plane, window_w * sums_plane, sums_pitch, columns, vectors,
+                    )  # fmt: skip
+                row_length = columns * m_w * group
+                for k in range(high):
+                    transform_output(
+                        window_w, kernel_w, done, k * row_length, group, m_w * group, half_way,
+                        k * window_w * columns * group, columns * group, group, columns, vectors,
+                    )  # fmt: skip
+                start_h, start_w = h_first * dilation_h + residue_h, w_first * dilation_w + residue_w
+                if not _finite(done[: high * row_length]):
+                    _sum_again(
+                        x[n, g], taps[g, o_first + o : o_first + o + some], mode, half, geo, d, start_h, start_w, m_w,
+                        high, wide, columns, group, inputs, done,
+                    )  # fmt: skip
+                stop_w = start_w + (wide - 1) * dilation_w + 1
+                for k in range(high):
+                    h = start_h + k * dilation_h
+                    for w in range(0, wide, lanes):
+                        for i in range(0, some, lanes):
+                            transpose_block(
+                                done, k * row_length + w * group + i, group, lines, i * block.line + w, block.line
+                            )
+                    for i in range(some):
+                        channel = o_first + o + i
+                        row = lines[i * block.line : i * block.line + wide]
+                        if residual.shape[0] > 0:
+                            add_row(row, residual[n, g, channel, d, h, start_w:stop_w:dilation_w], half)
+                        added = bias[g * geo.out_channels + channel] if bias.shape[0] > 0 else row.dtype.type(0)
+                        write_row(row, added, activation, parameters, half,
+                                  y[n, g, channel, d, h, start_w:stop_w:dilation_w])  # fmt: skip
+
+
+@inline
+def _finite(values):  # type: ignore[no-untyped-def]
+    strange = 0
+    for i in range(np.uintp(values.shape[0])):
+        strange |= values[i] - values[i] != 0
+    return strange == 0
+
+
+@inline
+def _sum_again(x, taps, mode, half, geo, d, start_h, start_w, m_w, high, wide, columns, group, window, done):  # type: ignore[no-untyped-def]
+    """Replace what is not finite in ``done (high, columns * m_w, group)`` by the sums of ``taps (O, lines * taps)``.
+
+    ``window`` is room for (lines, high, width) of the input of a tile.
+    """
+    kernel_d, kernel_h, kernel_w = geo.kernel[0], geo.kernel[1], geo.kernel[2]
+    all_lines = geo.in_channels * kernel_d
+    for column in range(-(-wide // m_w)):
+        across = min(wide - column * m_w, m_w)
+        length = across + kernel_w - 1
+        volume = (high + kernel_h - 1) * length
+        staged = False
+        for i in range(taps.shape[0]):
+            for k in range(high):
+                for q in range(across):
+                    to = (k * columns * m_w + column * m_w + q) * group + i
+                    if done[to] - done[to] == 0:
+                        continue
+                    if not staged:
+                        for line in range(all_lines):
+                            c, kd = divmod(line, kernel_d)
+                            source_d = d * geo.stride[0] + kd * geo.dilation[0] - geo.offset[0]
+                            source_d = resolve(source_d, geo.size[0], mode)
+                            for h in range(high + kernel_h - 1):
+                                source_h = resolve(start_h + h * geo.dilation[1] - geo.offset[1], geo.size[1], mode)
+                                row = window[line * volume + h * length : line * volume + (h + 1) * length]
+                                if source_d < 0 or source_h < 0:
+                                    row[:] = 0
+                                else:
+                                    source_w = start_w + column * m_w * geo.dilation[2] - geo.offset[2]
+                                    read_row(x[c, source_d, source_h], source_w, geo.dilation[2], mode, half, row)
+                        staged = True
+                    total = done.dtype.type(0)
+                    tap = 0
+                    for line in range(all_lines):
+                        for kh in range(kernel_h):
+                            at = line * volume + (k + kh) * length + q
+                            for kw in range(kernel_w):
+                                total += taps[i, tap] * window[at + kw]
+                                tap += 1
+                    done[to] = total
+
+
+def _pack(  # type: ignore[no-untyped-def]
+    first, last, taps, lines, window_h, window_w, kernel_h, kernel_w, lanes, tile, chunk, packed, scratch
+):  # fmt: skip
+    """Transform ``taps (G, O, lines * taps)`` into ``packed (G, components * O padded * lines)``; a task is a vector.
+
+    A component is a matrix for each register tile of output channels: (lines, channels), zeros past the last channel.
+    Taps of a `chunk` of lines are transposed, so that a vector holds those of its output channels.
+    """
+    out_channels, volume = taps.shape[1], kernel_h * kernel_w
+    padded_channels = -(-out_channels // lanes) * lanes
+    pitch = -(-chunk * volume // lanes) * lanes
+    transposed, half_way = scratch[lanes * pitch :], scratch[2 * lanes * pitch :]
+    for task in range(first, last):
+        g, block = divmod(task, padded_channels // lanes)
+        o = block * lanes
+        start = o // tile * tile
+        wide = min(padded_channels - start, tile)
+        for line in range(0, lines, chunk):
+            some = min(chunk, lines - line)
+            scratch[: lanes * pitch] = 0
+            for i in range(min(lanes, out_channels - o)):
+                row, copy = taps[g, o + i, line * volume :], scratch[i * pitch :]
+                for k in range(np.uintp(some * volume)):
+                    copy[k] = row[k]
+            for k in range(0, some * volume, lanes):
+                transpose_block(scratch, k, pitch, transposed, k * lanes, lanes)
+            for kw in range(kernel_w):
+                transform_weights(
+                    window_h, kernel_h, half_way, kw * lanes, kernel_w * lanes, window_h * kernel_w * lanes, transposed,
+                    kw * lanes, kernel_w * lanes, volume * lanes, some, 1,
+                )  # fmt: skip
+            for i in range(window_h):
+                to = (i * window_w * padded_channels + start) * lines + line * wide + o - start
+                transform_weights(
+                    window_w, kernel_w, packed[g], to, padded_channels * lines, wide, half_way, i * kernel_w * lanes,
+                    lanes, window_h * kernel_w * lanes, some, 1,
+                )  # fmt: skip
+
+
+_kernel, _pack_kernel = TaskKernel(_winograd), TaskKernel(_pack)
+
+
+@cache
+def compiled(dtype_name: str, result_name: str, accumulator_name: str) -> tuple[Any, Any]:
+    """The kernel, and the one that packs weights."""
+    dtype, result, accumulator = map(named_dtype, (dtype_name, result_name, accumulator_name))
+    vector = array(accumulator, 1, contiguous=True)
+    memory = array(accumulator, 1, contiguous=True, readonly=False)
+    matrix = array(accumulator, 2, contiguous=True, readonly=False)
+    taps = array(accumulator, 3, contiguous=True)
+    table = array(np.dtype(np.int64), 1, contiguous=True)
+    kernel = _kernel.compile(
+        array(dtype, 6), matrix, taps, array(result, 6, readonly=False), vector, array(result, 6), records(GEOMETRY),
+        records(BLOCKING), table, table, integer, integer, vector, memory,
+    )  # fmt: skip
+    return kernel, _pack_kernel.compile(taps, *[integer] * 8, matrix, memory)

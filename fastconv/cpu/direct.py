@@ -26,9 +26,9 @@ from fastconv.arrays import named_dtype
 from fastconv.cpu import parallel
 from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.costs import CostModel, Work, gathering
-from fastconv.cpu.elements import resolve
+from fastconv.cpu.elements import CLIP, resolve
 from fastconv.cpu.jit import Kernel, TaskKernel, array, contiguous_taps, generic, integer, records
-from fastconv.cpu.microkernel import multiply_tile, padded, tile_channels
+from fastconv.cpu.microkernel import complete_tile, multiply_tile, odd_lines, padded, tile_channels
 from fastconv.cpu.plan import PiecewisePlan
 from fastconv.cpu.rows import add_row, read_row, write_row
 from fastconv.lowering import GEOMETRY, Correlation, lower
@@ -38,7 +38,7 @@ from fastconv.registry import Plan, register
 from fastconv.settings import available_cores, get_num_threads
 
 _LINE = 512  # sums of one channel in a task
-_WIDTH = 1024  # longest part of a row in one task
+_WIDTH = 256  # longest part of a row in one task
 _TAPS = 128  # taps of the lines staged at once: a tile's part of them stays in L1
 _SUMS = 48 << 10  # sums of one task, over all its channels, which share what was staged
 _STRIP = 6  # vectors of a line that all channels use before going on to the next ones
@@ -50,37 +50,73 @@ _LONGEST = 1 << 19  # elements of a line of several taps, beyond which each gets
 #: `extra` rows more than the task's, a `period` apart; `pitch` sums for each channel.
 BLOCKING = np.dtype(
     [(name, np.int64) for name in ("channels", "rows", "columns", "lines", "taps", "extra", "period", "part", "pitch")]
-    + [("parts", np.int64, (2,)), ("blocks", np.int64, (3,)), ("strip", np.int64), ("tile", np.int64)]
+    + [
+        ("parts", np.int64, (2,)),
+        ("blocks", np.int64, (3,)),
+        ("strip", np.int64),
+        ("tile", np.int64),
+        ("vector", np.int64),
+    ]
 )
 
 
 @generic
 def _accumulate(sums: Any, *arguments: Any) -> Any:
-    """Add taps to the sums of some channels; `weights[at:]` holds them tile by tile, (taps, tile) in each."""
+    """Add taps to sums from `first` to `last` of some channels; weights are (taps, tile) for each tile, from `at`."""
     from numba import types
 
     def in_registers(  # type: ignore[no-untyped-def]
-        sums, pitch, channels, length, lines, offsets, taps, weights, at, all_taps, tile, strip
+        sums, pitch, channels, first, last, lines, offsets, taps, weights, at, all_taps, tile, strip
     ):
-        for j in range(0, length, strip):
+        for j in range(first, last, strip):
             for o in range(0, channels, tile):
                 here = min(tile, channels - o)
                 multiply_tile(
                     sums, o * pitch + j, pitch, lines[j:], offsets, taps, weights, at * here + o * all_taps, here,
-                    min(strip, length - j),
+                    min(strip, last - j),
                 )  # fmt: skip
 
     def in_memory(  # type: ignore[no-untyped-def]
-        sums, pitch, channels, length, lines, offsets, taps, weights, at, all_taps, tile, strip
+        sums, pitch, channels, first, last, lines, offsets, taps, weights, at, all_taps, tile, strip
     ):
         for o in range(channels):
-            row = sums[o * pitch : o * pitch + length]
+            row = sums[o * pitch : o * pitch + last]
             for t in range(taps):
                 weight, line = weights[at + o * all_taps + t], lines[offsets[t] :]
-                for j in range(length):
+                for j in range(first, last):
                     row[j] += weight * line[j]
 
     return in_memory if isinstance(sums.dtype, types.Complex) else in_registers
+
+
+@generic
+def _complete(results: Any, start: Any, *arguments: Any) -> Any:
+    """Write the whole vectors of a row of results of some channels, all of whose taps are staged; tell their length.
+
+    Nothing is written, and that is 0, if results are not of the sums' dtype or not side by side.
+    """
+    from numba import types
+
+    def write(results, start, lines, offsets, taps, weights, tile, strip, vector, clipped, parameters):  # type: ignore[no-untyped-def]
+        if results.strides[1] != results.itemsize:
+            return 0
+        least, most = start.dtype.type(-np.inf), start.dtype.type(np.inf)
+        if clipped:
+            least, most = parameters[0], parameters[1]
+        channels, whole = results.shape[0], results.shape[1] // vector * vector
+        pitch = results.strides[0] // results.itemsize
+        for j in range(0, whole, strip):
+            for o in range(0, channels, tile):
+                complete_tile(
+                    results, o * pitch + j, pitch, lines[j:], offsets, taps, weights, o * taps,
+                    min(tile, channels - o), min(strip, whole - j), start, o, least, most,
+                )  # fmt: skip
+        return whole
+
+    def leave(results, start, lines, offsets, taps, weights, tile, strip, vector, clipped, parameters):  # type: ignore[no-untyped-def]
+        return 0
+
+    return write if isinstance(start.dtype, types.Float) and results.dtype == start.dtype else leave
 
 
 def _direct(  # type: ignore[no-untyped-def]
@@ -98,6 +134,8 @@ def _direct(  # type: ignore[no-untyped-def]
     part, period, pitch = block.part, block.period, block.pitch
     line_length = parts_h * parts_w * part
     lines, sums = scratch[: block.lines * line_length], scratch[block.lines * line_length :]
+    start = sums[block.channels * pitch + block.vector :]  # a tile for the end of a row may pass the last sum
+    at_once = all_lines <= block.lines and residual.shape[0] == 0 and activation <= CLIP
 
     for task in range(first, last):
         rest, o_block = divmod(task, block.blocks[0])
@@ -109,7 +147,11 @@ def _direct(  # type: ignore[no-untyped-def]
         channels = min(block.channels, geo.out_channels - o_first)
         rows = min(block.rows, geo.count[1] - h_first)
         width = min(block.columns, geo.count[2] - w_first)
+        for o in range(channels):
+            start[o] = bias[g * geo.out_channels + o_first + o] if bias.shape[0] > 0 else 0
         sums[: channels * pitch] = 0
+
+        done = 0  # results of each row that are written
 
         for line_first in range(0, all_lines, block.lines):
             line_last = min(line_first + block.lines, all_lines)
@@ -132,20 +174,34 @@ def _direct(  # type: ignore[no-untyped-def]
                         else:
                             read_row(x[n, g, c, source_d, source_h], start_w + part_w, stride_w, mode, half, staged)
             taps = (line_last - line_first) * block.taps
-            _accumulate(
-                sums, pitch, channels, (rows - 1) * period + width, scratch, offsets, taps,
-                weights[g, o_first * all_taps :], line_first * block.taps, all_taps, block.tile, block.strip,
-            )  # fmt: skip
+            own_weights = weights[g, o_first * all_taps :]
+            for row in range(rows if at_once else 0):
+                results = y[n, g, o_first : o_first + channels, d, h_first + row, w_first : w_first + width]
+                done = _complete(
+                    results, start, scratch[row * period :], offsets, taps, own_weights, block.tile, block.strip,
+                    block.vector, activation == CLIP, parameters,
+                )  # fmt: skip
+            if done == 0:
+                _accumulate(
+                    sums, pitch, channels, 0, (rows - 1) * period + width, scratch, offsets, taps, own_weights,
+                    line_first * block.taps, all_taps, block.tile, block.strip,
+                )  # fmt: skip
+            else:  # of each row less than a vector is left
+                for row in range(rows if done < width else 0):
+                    _accumulate(
+                        sums, pitch, channels, row * period + done, row * period + width, scratch, offsets, taps,
+                        own_weights, 0, all_taps, block.tile, block.strip,
+                    )  # fmt: skip
 
-        for o in range(channels):
+        for o in range(channels if done < width else 0):
             channel = o_first + o
-            added = bias[g * geo.out_channels + channel] if bias.shape[0] > 0 else sums.dtype.type(0)
             for row in range(rows):
-                h = h_first + row
-                done = sums[o * pitch + row * period : o * pitch + row * period + width]
+                h, at = h_first + row, o * pitch + row * period
+                left = sums[at + done : at + width]
                 if residual.shape[0] > 0:
-                    add_row(done, residual[n, g, channel, d, h, w_first : w_first + width], half)
-                write_row(done, added, activation, parameters, half, y[n, g, channel, d, h, w_first : w_first + width])
+                    add_row(left, residual[n, g, channel, d, h, w_first : w_first + width], half)
+                results = y[n, g, channel, d, h, w_first + done : w_first + width]
+                write_row(left, start[o], activation, parameters, half, results)
 
 
 def _arrange(first, last, taps, tile, tiles):  # type: ignore[no-untyped-def]
@@ -205,7 +261,9 @@ class _Cut:
     def __init__(self, correlation: Correlation, accumulator: np.dtype[Any]) -> None:
         self._correlation = c = correlation
         depth, height, width = c.count
-        columns = min(width, _WIDTH)
+        vector = vector_bytes() // accumulator.itemsize
+        parts = -(-width // _WIDTH)
+        columns = width if parts <= 1 else -(-width // (parts * vector)) * vector
         line = self._line(columns)
         spatial = c.batch * c.groups * depth * -(-height // line.rows) * -(-width // columns)
         all_lines = c.reduction // line.taps
@@ -213,16 +271,16 @@ class _Cut:
         block = self.blocking = np.zeros(1, BLOCKING)
         block["taps"], block["parts"], block["extra"], block["period"] = line.taps, line.parts, line.extra, line.period
         block["rows"], block["columns"], block["tile"] = line.rows, columns, self.tile
-        block["strip"] = strip = _STRIP * vector_bytes() // accumulator.itemsize
+        block["vector"], block["strip"] = vector, (strip := _STRIP * vector)
         block["lines"] = lines = min(max(_TAPS // line.taps, 1), max(all_lines, 1))
-        block["part"] = part = (line.rows + line.extra) * line.period
+        block["part"] = part = odd_lines((line.rows + line.extra) * line.period, accumulator.itemsize)
         block["pitch"] = pitch = padded((line.rows - 1) * line.period + columns, accumulator.itemsize)
         block["channels"] = channels = self._channels(spatial, pitch)
         block["blocks"] = blocks = -(-c.out_channels // channels), -(-height // line.rows), -(-width // columns)
         self.tasks = spatial * blocks[0]
         line_length = math.prod(line.parts) * part
         # Tiles read whole vectors, past the end of the last line: into the sums, which are there anyway.
-        self.scratch = lines * line_length + channels * pitch
+        self.scratch = lines * line_length + channels * pitch + vector + channels
         self.offsets = (np.arange(lines)[:, None] * line_length + self._offsets(line, part)).ravel()
         counts = {
             "product": spatial * pitch * c.out_channels * c.reduction,  # those between the rows included

@@ -34,10 +34,10 @@ from fastconv.cpu import parallel
 from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.costs import CostModel, Work, gathering
 from fastconv.cpu.elements import resolve
-from fastconv.cpu.jit import Kernel, array, integer, records
-from fastconv.cpu.microkernel import TILE_VECTORS, multiply_pixels, padded, tile_pixels
+from fastconv.cpu.jit import Kernel, TaskKernel, array, integer, records
+from fastconv.cpu.microkernel import TILE_VECTORS, multiply_pixels, odd_lines, padded, tile_pixels
 from fastconv.cpu.plan import PiecewisePlan
-from fastconv.cpu.rows import add_row, read_plane, read_row, write_plane, write_row
+from fastconv.cpu.rows import add_row, read_planes, read_row, write_plane, write_row
 from fastconv.cpu.transpose import transpose_block
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.machine import vector_bytes
@@ -48,7 +48,7 @@ from fastconv.settings import available_cores, get_num_threads
 _TAPS = 256  # products added to a tile in one go: their weights fill half of L1
 _PIXELS = 256  # of a task
 _SUMS = 64 << 10  # sums of a task, over all its channels, which share what was staged
-_GATHER = 4  # staging single elements costs as much as staging so many in whole rows
+_GATHER = 1.5  # staging single elements costs as much as staging so many in whole rows
 
 #: How a correlation is cut: tasks of `rows` by `columns` pixels and `channels` outputs, `blocks` of them along
 #: channels, height and width; `inputs` channels staged at once, in `staged` elements. The element (c, kd, h, w) of them
@@ -62,8 +62,8 @@ BLOCKING = np.dtype(
 
 
 def _implicit_gemm(  # type: ignore[no-untyped-def]
-    first, last, x, weights, y, bias, residual, geometry, blocking, offsets, places, scratch, half, activation,
-    parameters,
+    first, last, x, weights, y, bias, residual, geometry, blocking, offsets, places, half, activation, parameters,
+    scratch,
 ):  # fmt: skip
     """Compute tasks `first` to `last`; `weights` is (G, O padded * taps), tile by tile of outputs."""
     geo, block = geometry[0], blocking[0]
@@ -88,11 +88,7 @@ def _implicit_gemm(  # type: ignore[no-untyped-def]
         channels = min(block.channels, geo.out_channels - o_first)
         rows = min(block.rows, geo.count[1] - h_first)
         columns = min(block.columns, geo.count[2] - w_first)
-        pixels = rows * columns
-        for row in range(rows):
-            for column in range(columns):
-                place = row * block.pixel_step[0] * pitch_h + column * block.pixel_step[1] * pitch_w
-                places[row * columns + column] = place
+        pixels = rows * block.columns  # columns past the end of the image are computed and not written
         memory[start_at : start_at + pitch] = 0
         if bias.shape[0] > 0:
             for o in range(channels):
@@ -124,15 +120,15 @@ def _implicit_gemm(  # type: ignore[no-untyped-def]
                             else:
                                 read_row(x[n, g, :, source_d, source_h, source_w], c_first, 1, mode, half, pixel)
                 elif source_d >= 0:
-                    for c in range(inputs):
-                        plane, at = x[n, g, c_first + c, source_d], c * pitch_c + kd * pitch_d
-                        for h in range(0, block.length[0], block.span[0]):
-                            for w in range(0, block.length[1], block.span[1]):
-                                read_plane(
-                                    plane, start_h + h // block.span[0] * block.jump[0], block.step[0],
-                                    start_w + w // block.span[1] * block.jump[1], block.step[1], mode, half,
-                                    staged[at + h * pitch_h + w :], pitch_h, block.span[0], block.span[1],
-                                )  # fmt: skip
+                    planes = x[n, g, c_first : c_first + inputs, source_d]
+                    for h in range(0, block.length[0], block.span[0]):
+                        for w in range(0, block.length[1], block.span[1]):
+                            read_planes(
+                                planes, start_h + h // block.span[0] * block.jump[0], block.step[0],
+                                start_w + w // block.span[1] * block.jump[1], block.step[1], mode, half,
+                                staged[kd * pitch_d + h * pitch_h + w :], pitch_c, pitch_h, block.span[0],
+                                block.span[1],
+                            )  # fmt: skip
 
             for o in range(0, channels, block.tile[1]):
                 width = min(-(-(channels - o) // lanes) * lanes, block.tile[1])
@@ -150,8 +146,10 @@ def _implicit_gemm(  # type: ignore[no-untyped-def]
         nothing, has_residual = memory.dtype.type(0), residual.shape[0] > 0
         if block.channels_last:
             for p in range(pixels):
-                row, column = divmod(p, columns)
+                row, column = divmod(p, block.columns)
                 h, w = h_first + row, w_first + column
+                if column >= columns:
+                    continue
                 done = memory[p * pitch : p * pitch + channels]
                 if has_residual:
                     add_row(done, residual[n, g, o_first : o_first + channels, d, h, w], half)
@@ -209,7 +207,7 @@ def _arrange(first, last, w, lanes, tile, tiles):  # type: ignore[no-untyped-def
                 target[t * width + o] = 0
 
 
-_kernel, _arrange_kernel = Kernel(_implicit_gemm), Kernel(_arrange)
+_kernel, _arrange_kernel = TaskKernel(_implicit_gemm), Kernel(_arrange)
 
 
 @cache
@@ -220,9 +218,9 @@ def _compiled(dtype_name: str, result_name: str, accumulator_name: str) -> tuple
     matrix = array(accumulator, 2, contiguous=True, readonly=False)
     table = array(np.dtype(np.int64), 1, contiguous=True)
     kernel = _kernel.compile(
-        integer, integer, array(dtype, 6), matrix, array(result, 6, readonly=False), vector, array(result, 6),
-        records(GEOMETRY), records(BLOCKING), table, array(np.dtype(np.int64), 1, contiguous=True, readonly=False),
-        array(accumulator, 1, contiguous=True, readonly=False), integer, integer, vector,
+        array(dtype, 6), matrix, array(result, 6, readonly=False), vector, array(result, 6), records(GEOMETRY),
+        records(BLOCKING), table, table, integer, integer, vector,
+        array(accumulator, 1, contiguous=True, readonly=False),
     )  # fmt: skip
     return kernel, _arrange_kernel.compile(integer, integer, array(accumulator, 6), integer, integer, matrix)
 
@@ -239,7 +237,7 @@ class _Axis:
     tap_step: int
 
 
-def _axis(pixels: int, kernel: int, stride: int, dilation: int, gather: int) -> _Axis:
+def _axis(pixels: int, kernel: int, stride: int, dilation: int, gather: float) -> _Axis:
     """All from the first to the last that is needed; or, where most of that is not, the pixels' own for each tap."""
     together = (pixels - 1) * stride + (kernel - 1) * dilation + 1 if kernel else 0
     if together <= kernel * pixels * gather:
@@ -277,17 +275,17 @@ class _Cut:
         last = (inputs - 1, c.kernel[0] - 1, h.length - 1, w.length - 1)
         block["staged"] = staged = 1 + sum(max(n, 0) * pitch for n, pitch in zip(last, pitches, strict=True))
         self.tasks = spatial * blocks[0]
-        self.pixels = rows * columns
-        sums, line = padded(channels, accumulator.itemsize), padded(self.pixels, accumulator.itemsize)
+        sums, line = padded(channels, accumulator.itemsize), padded(rows * columns, accumulator.itemsize)
         self.scratch = staged + (line + 1) * sums + self.lanes * line
+        # Where the pixels of a task, and where the taps of its channels, lie among what is staged.
+        self.places = _grid((rows, columns), (h.pixel_step * pitches[2], w.pixel_step * pitches[3]))
         steps = (pitches[0], pitches[1], h.tap_step * pitches[2], w.tap_step * pitches[3])
+        self.offsets = _grid((inputs, *c.kernel), steps)
         self.work = self._count(c, h, w, channels_last)
-        axes = np.ix_(*(np.arange(n) * step for n, step in zip((inputs, *c.kernel), steps, strict=True)))
-        self.offsets = sum(axes[1:], axes[0]).ravel()
 
     def _channels(self, out_channels: int, spatial: int, pixels: int) -> int:
         """Output channels of a task: whole tiles, as many as share the staging without leaving threads idle."""
-        wanted = min(_SUMS // pixels, -(-out_channels * spatial // (4 * available_cores())))
+        wanted = min(_SUMS // pixels, -(-out_channels * spatial // (2 * available_cores())))
         wanted = -(-max(wanted, 1) // self.tile) * self.tile
         blocks = -(-out_channels // wanted)
         return max(min(-(-out_channels // blocks // self.tile) * self.tile if blocks else 1, max(out_channels, 1)), 1)
@@ -314,10 +312,14 @@ class _Cut:
     ) -> tuple[int, int, int, int]:
         if channels_last:
             return 1, height * width * inputs, width * inputs, inputs
-        # An odd number of cache lines between planes, lest a tile's taps of all channels fall into one set of L1.
-        lines = 64 // itemsize
-        plane = (-(-height * width // lines) | 1) * lines
+        plane = odd_lines(height * width, itemsize)
         return depth * plane, plane, width, 1
+
+
+def _grid(counts: tuple[int, ...], steps: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """The sums of multiples of the steps, the last one running fastest."""
+    axes = np.ix_(*(np.arange(count) * step for count, step in zip(counts, steps, strict=True)))
+    return sum(axes[1:], axes[0]).ravel()
 
 
 class _ImplicitGemmPlan(PiecewisePlan):
@@ -339,13 +341,8 @@ class _ImplicitGemmPlan(PiecewisePlan):
         return tiles
 
     def _run_piece(self, piece: Correlation, cut: _Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
-        def work(first: int, last: int) -> None:
-            memory = parallel.scratch(cut.scratch, self._accumulator)
-            places = np.empty(cut.pixels, np.int64)
-            self._kernel(first, last, x, weights, y, bias, residual, piece.geometry, cut.blocking, cut.offsets, places,
-                         memory, self._half, *self._activation)  # fmt: skip
-
-        parallel.run(work, cut.tasks, piece.macs)
+        self._kernel(cut.tasks, piece.macs, cut.scratch, x, weights, y, bias, residual, piece.geometry, cut.blocking,
+                     cut.offsets, cut.places, self._half, *self._activation)  # fmt: skip
 
 
 def _work(problem: ConvProblem) -> Iterable[Work]:

@@ -61,23 +61,36 @@ def padded(length: int, itemsize: int) -> int:
     return -(-length // lanes) * lanes
 
 
-def _define(module: ir.Module, number: ir.Type, lanes: int, channels: int) -> ir.Function:
-    """The function for one number of channels: (sums, pitch, lines, offsets, taps, weights, length)."""
+def odd_lines(length: int, itemsize: int) -> int:
+    """A distance of at least `length` elements for what a tile reads in turn.
+
+    It is an odd number of cache lines, lest all of it fall into a few sets of the cache.
+    """
+    line = 64 // itemsize
+    return (-(-length // line) | 1) * line
+
+
+def _define(module: ir.Module, number: ir.Type, lanes: int, channels: int, complete: bool) -> ir.Function:
+    """The function for one number of channels.
+
+    Its arguments: (sums, pitch, lines, offsets, taps, weights, length); if `complete`, also (start, least, most).
+    """
     from numba.core import cgutils
 
-    name = f"fastconv_tile_{number}_{lanes}_{channels}"
+    name = f"fastconv_tile_{number}_{lanes}_{channels}_{complete}"
     if name in module.globals:
         return module.globals[name]
-    signature = ir.FunctionType(ir.VoidType(), [_POINTER, _INDEX, _POINTER, _POINTER, _INDEX, _POINTER, _INDEX])
+    kinds = [_POINTER, _INDEX, _POINTER, _POINTER, _INDEX, _POINTER, _INDEX]
+    signature = ir.FunctionType(ir.VoidType(), [*kinds, *([_POINTER, number, number] if complete else [])])
     function = ir.Function(module, signature, name)
     function.linkage = "internal"
     builder = ir.IRBuilder(function.append_basic_block())
-    length = function.args[-1]
+    length = function.args[6]
     start = _INDEX(0)
     for vectors in _widths(channels):
         step = vectors * lanes
         left = builder.sub(length, start)
-        if vectors == 1:
+        if vectors == 1 and not complete:
             left = builder.add(left, _INDEX(lanes - 1))  # the last vector may be partly used
         stop = builder.add(start, builder.mul(builder.udiv(left, _INDEX(step)), _INDEX(step)))
         with cgutils.for_range_slice(builder, start, stop, _INDEX(step), intp=_INDEX) as (j, _):
@@ -91,14 +104,11 @@ def _emit_tile(
     builder: ir.IRBuilder, arguments: Any, j: ir.Value, number: ir.Type, lanes: int, channels: int, vectors: int
 ) -> None:
     """One tile of sums at column `j`, through all taps."""
-    sums, pitch, lines, offsets, taps, weights, _ = arguments
+    sums, pitch, lines, offsets, taps, weights, _, *complete = arguments
     vector, align = ir.VectorType(number, lanes), _alignment(number)
+    rows = [_at(builder, sums, builder.add(builder.mul(pitch, _INDEX(i)), j), number) for i in range(channels)]
     places = {
-        (i, v): _at(
-            builder, sums, builder.add(builder.mul(pitch, _INDEX(i)), builder.add(j, _INDEX(v * lanes))), number
-        )
-        for i in range(channels)
-        for v in range(vectors)
+        (i, v): _at(builder, row, _INDEX(v * lanes), number) for i, row in enumerate(rows) for v in range(vectors)
     }
 
     def operands(t: ir.Value) -> tuple[list[ir.Value], list[ir.Value]]:
@@ -110,9 +120,23 @@ def _emit_tile(
             [_at(builder, line, _INDEX(v * lanes), number) for v in range(vectors)],
         )
 
-    start = {at: builder.load(place, align=align, typ=vector) for at, place in places.items()}
+    if complete:
+        first = [builder.load(_at(builder, complete[0], _INDEX(i), number), typ=number) for i in range(channels)]
+        start = {(i, v): _spread(builder, first[i], lanes) for i, v in places}
+    else:
+        start = {at: builder.load(place, align=align, typ=vector) for at, place in places.items()}
     for at, total in _sum_of_products(builder, taps, start, operands).items():
+        if complete:
+            least, most = (_spread(builder, limit, lanes) for limit in complete[1:])
+            total = builder.select(builder.fcmp_ordered("<", total, least), least, total)  # so that NaN passes
+            total = builder.select(builder.fcmp_ordered(">", total, most), most, total)
         builder.store(total, places[at], align=align)
+
+
+def _spread(builder: ir.IRBuilder, number: ir.Value, lanes: int) -> ir.Value:
+    vector = ir.Constant(ir.VectorType(number.type, lanes), ir.Undefined)
+    vector = builder.insert_element(vector, number, ir.IntType(32)(0))
+    return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(ir.IntType(32), lanes), None))
 
 
 def _sum_of_products(
@@ -126,15 +150,12 @@ def _sum_of_products(
 
     vector = next(iter(start.values())).type
     number, align = vector.element, _alignment(vector.element)
-    undefined = ir.Constant(vector, ir.Undefined)
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None)
     held = {at: cgutils.alloca_once_value(builder, value) for at, value in start.items()}  # LLVM: in registers
     with cgutils.for_range(builder, taps, intp=_INDEX) as loop:
         scalars, vectors = operands(loop.index)
         values = [builder.load(place, align=align, typ=vector) for place in vectors]
         for i, place in enumerate(scalars):
-            spread = builder.insert_element(undefined, builder.load(place, typ=number), ir.IntType(32)(0))
-            spread = builder.shuffle_vector(spread, undefined, zeros)
+            spread = _spread(builder, builder.load(place, typ=number), vector.count)
             for v, value in enumerate(values):
                 before = builder.load(held[i, v], typ=vector)
                 builder.store(multiply_add(builder, value, spread, before), held[i, v])
@@ -161,32 +182,50 @@ def multiply_tile(  # type: ignore[no-untyped-def]
     typing_context, sums, sums_at, pitch, lines, offsets, taps, weights, weights_at, channels, length
 ):
     """Add to `channels` rows of sums, `pitch` apart from `sums_at` on; at most :func:`tile_channels` of them."""
+    arguments = sums, sums_at, pitch, lines, offsets, taps, weights, weights_at, channels, length
+    return _tile(arguments, complete=False)
+
+
+@intrinsic
+def complete_tile(  # type: ignore[no-untyped-def]
+    typing_context, sums, sums_at, pitch, lines, offsets, taps, weights, weights_at, channels, length, start, start_at,
+    least, most,
+):  # fmt: skip
+    """Write whole vectors of sums that all taps are there for: from ``start[start_at + channel]`` on, then clipped."""
+    arguments = (sums, sums_at, pitch, lines, offsets, taps, weights, weights_at, channels, length, start, start_at,
+                 least, most)  # fmt: skip
+    return _tile(arguments, complete=True)
+
+
+def _tile(types_of_arguments: Any, complete: bool) -> Any:
+    """Signature and code of the two: a call of the function for the number of channels at hand."""
     from numba import types
 
-    signature = types.void(sums, sums_at, pitch, lines, offsets, taps, weights, weights_at, channels, length)
-    itemsize = np.dtype(str(sums.dtype)).itemsize
-    lanes = vector_bytes() // itemsize
+    number_type = types_of_arguments[0].dtype
+    lanes = vector_bytes() // np.dtype(str(number_type)).itemsize
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         def pointer(k: int, at: ir.Value) -> ir.Value:
             data = context.make_array(signature.args[k])(context, builder, arguments[k]).data
             return builder.gep(data, [at], source_etype=context.get_data_type(signature.args[k].dtype))
 
-        number = context.get_value_type(signature.args[0].dtype)
-        passed = (pointer(0, arguments[1]), arguments[2], pointer(3, _INDEX(0)), pointer(4, _INDEX(0)), arguments[5],
-                  pointer(6, arguments[7]), arguments[9])  # fmt: skip
+        number = context.get_value_type(number_type)
+        passed = [pointer(0, arguments[1]), arguments[2], pointer(3, _INDEX(0)), pointer(4, _INDEX(0)), arguments[5],
+                  pointer(6, arguments[7]), arguments[9]]  # fmt: skip
+        if complete:
+            passed += pointer(10, arguments[11]), *arguments[12:]
         done = builder.append_basic_block("tile.done")
         switch = builder.switch(arguments[8], done)
         for count in range(1, tile_channels() + 1):
             case = builder.append_basic_block(f"tile.{count}")
             switch.add_case(_INDEX(count), case)
             builder.position_at_end(case)
-            builder.call(_define(builder.module, number, lanes, count), passed)
+            builder.call(_define(builder.module, number, lanes, count, complete), passed)
             builder.branch(done)
         builder.position_at_end(done)
         return context.get_dummy_value()
 
-    return signature, generate
+    return types.void(*types_of_arguments), generate
 
 
 def _define_pixels(module: ir.Module, number: ir.Type, lanes: int, pixels: int, vectors: int) -> ir.Function:

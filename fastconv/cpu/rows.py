@@ -152,30 +152,32 @@ def inside(first, step, size, length):  # type: ignore[no-untyped-def]
 
 
 @inline
-def read_plane(plane, first_h, step_h, first_w, step_w, mode, half, out, pitch, rows, columns):  # type: ignore[no-untyped-def]
-    """Copy `rows` times `columns` elements of a padded plane to rows of `out` that lie a `pitch` apart.
+def read_planes(planes, first_h, step_h, first_w, step_w, mode, half, out, pitch, row_pitch, rows, columns):  # type: ignore[no-untyped-def]
+    """Copy `rows` by `columns` elements of each of some padded planes, a `pitch` apart in `out`, rows a `row_pitch`.
 
     They are those of every `step_h`-th row from `first_h` on and every `step_w`-th column from `first_w` on. Zero
     padding is not written: `out` holds it already.
     """
-    low_w, high_w = inside(first_w, step_w, plane.shape[1], columns)
-    low_h, high_h = inside(first_h, step_h, plane.shape[0], rows)
-    if mode == 0:
-        together = step_w == 1 and plane.strides[1] == plane.itemsize
-        for r in range(low_h, high_h):
-            row, at = plane[first_h + r * step_h], r * pitch
-            if together:
+    low_w, high_w = inside(first_w, step_w, planes.shape[2], columns)
+    low_h, high_h = inside(first_h, step_h, planes.shape[1], rows)
+    together = step_w == 1 and planes.strides[2] == planes.itemsize
+    for c in range(planes.shape[0]):
+        if mode != 0:
+            for r in range(rows):
+                h, at = resolve(first_h + r * step_h, planes.shape[1], mode), c * pitch + r * row_pitch
+                if h < 0:
+                    out[at : at + columns] = 0
+                else:
+                    read_row(planes[c, h], first_w, step_w, mode, half, out[at : at + columns])
+        elif together:
+            for r in range(low_h, high_h):
+                row, at = planes[c, first_h + r * step_h], c * pitch + r * row_pitch
                 _read_run(_contiguous(row), first_w + low_w, half, out[at + low_w : at + high_w])
-            else:
+        else:
+            for r in range(low_h, high_h):
+                row, at = planes[c, first_h + r * step_h], c * pitch + r * row_pitch
                 for i in range(low_w, high_w):
                     out[at + i] = load(row[first_w + i * step_w], half)
-        return
-    for r in range(rows):
-        h = resolve(first_h + r * step_h, plane.shape[0], mode)
-        if h < 0:
-            out[r * pitch : r * pitch + columns] = 0
-        else:
-            read_row(plane[h], first_w, step_w, mode, half, out[r * pitch : r * pitch + columns])
 
 
 @inline

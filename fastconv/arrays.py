@@ -60,9 +60,10 @@ def adopt(name: str, value: Any) -> tuple[Any, Kind]:
     >>> array.shape, kind.library
     ((1, 2), 'numpy')
     """
+    if type(value) is np.ndarray and value.dtype.isnative and value.flags.aligned:
+        return value, NUMPY
     if isinstance(value, np.ndarray):
-        plain = type(value) is np.ndarray and value.dtype.isnative and value.flags.aligned
-        return (value if plain else _plain(value)), NUMPY
+        return _plain(value), NUMPY
     cupy, torch = sys.modules.get("cupy"), sys.modules.get("torch")
     if cupy is not None and isinstance(value, cupy.ndarray):
         return value, CUPY

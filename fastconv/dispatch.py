@@ -133,6 +133,8 @@ class Execution:
         self.algorithm = algorithm
         self.device = algorithm.device
         self.plan = algorithm.plan(problem, settings.workspace_limit())
+        #: Names the form of a packed weight: executions with equal ones can share it.
+        self.pack_key = self.device, problem.dtype, self.plan.pack_key
         self._views = Views(problem)
         self._shape = problem.result_shape
         self._channels = (problem.result_channels,)
@@ -181,7 +183,7 @@ class Execution:
         """The array on this execution's device, with that dtype."""
         if self.device == "gpu" and isinstance(array, np.ndarray):
             array = _cupy().asarray(array)
-        return array if array.dtype == dtype else array.astype(dtype)
+        return array if array.dtype is dtype or array.dtype == dtype else array.astype(dtype)
 
     def _contiguous(self, array: Any) -> Any:
         return array if array.flags.c_contiguous else array.copy()
@@ -222,7 +224,9 @@ def prepare(
     return _execution(problem, at, algorithm, prepared, settings.workspace_limit())
 
 
-def adopt_all(names: tuple[str, ...], values: tuple[Any, ...]) -> tuple[list[Any], Kind]:
+def adopt_all(
+    x: Any, w: Any, bias: Any, residual: Any, out: Any, names: tuple[str, str] = ("x", "w")
+) -> tuple[tuple[Any, ...], Kind]:
     """Adopt the two operands and every other array that is not None; all must live on the device of the first.
 
     Raises
@@ -230,24 +234,31 @@ def adopt_all(names: tuple[str, ...], values: tuple[Any, ...]) -> tuple[list[Any
     TypeError
         If one is no array, or they live on different devices.
     """
-    adopted: list[Any] = [None] * len(values)
-    adopted[0], kind = adopt(names[0], values[0])
-    for i in range(1, len(values)):
-        value = values[i]
-        if value is None and i > 1:
-            continue
-        array, its = adopt(names[i], value)
-        if names[i] == "out" and array is not value and array.flags.owndata:
+    x, kind = adopt(names[0], x)
+    home = names[0], kind
+    w = _adopt_beside(home, names[1], w)
+    if bias is not None:
+        bias = _adopt_beside(home, "bias", bias)
+    if residual is not None:
+        residual = _adopt_beside(home, "residual", residual)
+    if out is not None:
+        given, out = out, _adopt_beside(home, "out", out)
+        if out is not given and out.flags.owndata:
             raise TypeError(
-                f"out is a {type(value).__name__} that was copied: expected an aligned array of native byte order"
+                f"out is a {type(given).__name__} that was copied: expected an aligned array of native byte order"
             )
-        adopted[i] = array
-        if its.device != kind.device:
-            raise TypeError(
-                f"{names[i]} is a {its.library} array on the {its.device}, but {names[0]} is a {kind.library} array on "
-                f"the {kind.device}: expected both on one device"
-            )
-    return adopted, kind
+    return (x, w, bias, residual, out), kind
+
+
+def _adopt_beside(home: tuple[str, Kind], name: str, value: Any) -> Any:
+    array, its = adopt(name, value)
+    first, kind = home
+    if its is not kind and its.device != kind.device:
+        raise TypeError(
+            f"{name} is a {its.library} array on the {its.device}, but {first} is a {kind.library} array on "
+            f"the {kind.device}: expected both on one device"
+        )
+    return array
 
 
 def execute(
@@ -294,7 +305,7 @@ def execute(
     >>> execute(problem, x, gy)
     array([[[3., 5.]]], dtype=float32)
     """
-    arrays, kind = adopt_all(("a", "b", "bias", "residual", "out"), (a, b, bias, residual, out))
+    arrays, kind = adopt_all(a, b, bias, residual, out, ("a", "b"))
     for name, array, shape in zip("ab", arrays, problem.operand_shapes, strict=False):
         if array.shape != shape:
             raise ValueError(f"{name} has shape {array.shape}: expected {shape} for {problem}")

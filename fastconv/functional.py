@@ -418,9 +418,6 @@ def conv_transpose3d(
     return _call("input_grad", 3, x, w, bias, residual, out, algorithm, device, options)
 
 
-#: The arrays of a call, in the order in which they travel.
-OPERANDS = ("x", "w", "bias", "residual", "out")
-
 _FORWARD_OPTIONS = (
     "stride", "padding", "dilation", "groups", "padding_mode", "data_format", "weight_format", "activation",
     "flip_kernel", "precision",
@@ -443,17 +440,17 @@ def _call(
     device: str,
     options: tuple[Any, ...],
 ) -> Any:
-    arrays, kind = adopt_all(OPERANDS, (x, w, bias, residual, out))
+    arrays, kind = adopt_all(x, w, bias, residual, out)
     execution = lookup(op, ndim, arrays, kind, algorithm, device, options)
     result = execution(*arrays)
     return kind.give(result) if out is None else out
 
 
 def lookup(
-    op: str, ndim: int, arrays: list[Any], kind: Kind, algorithm: str, device: str, options: tuple[Any, ...],
+    op: str, ndim: int, arrays: tuple[Any, ...], kind: Kind, algorithm: str, device: str, options: tuple[Any, ...],
     *, prepared: bool = False,
 ) -> Execution:  # fmt: skip
-    """The execution for adopted :data:`OPERANDS` and the options of a function, in its order; remembered.
+    """The execution for adopted arrays (x, w, bias, residual, out) and a function's options, in its order; remembered.
 
     A layer's is `prepared`: called with its weight packed.
     """
@@ -467,8 +464,10 @@ def lookup(
         frozen = _freeze(algorithm), _freeze(device), _freeze(options)
         return lookup(op, ndim, arrays, kind, *frozen, prepared=prepared)
     # 1, 1.0 and True are equal keys but not equally good arguments; nearly always the very same objects come again.
-    if recent is not None and (all(map(is_, options, recent[1])) or _types(options) == _types(recent[1])):
-        return recent[0]
+    if recent is not None:
+        known = recent[1]
+        if options is known or all(map(is_, options, known)) or _types(options) == _types(known):
+            return recent[0]
     names, build = {
         "forward": (_FORWARD_OPTIONS, ConvProblem.forward),
         "input_grad": (_TRANSPOSED_OPTIONS, ConvProblem.transposed),

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from fastconv.arrays import adopt
 from fastconv.dispatch import adopt_all
-from fastconv.functional import OPERANDS, lookup
+from fastconv.functional import lookup
 
 # Forms of the weight kept by one layer: a layer met by inputs of very different sizes may use a few algorithms.
 _MOST_PACKED = 4
@@ -43,13 +43,12 @@ class _Layer:
         array
             Of the kind of `x`.
         """
-        arrays, kind = adopt_all(OPERANDS, (x, self._w, self._bias, residual, out))
+        arrays, kind = adopt_all(x, self._w, self._bias, residual, out)
         where = self._algorithm, self._device, self._options
         execution = lookup(self.op, self.ndim, arrays, kind, *where, prepared=True)
-        key = (execution.device, execution.problem.dtype, execution.plan.pack_key)
-        packed = self._packed.get(key)
+        packed = self._packed.get(execution.pack_key)
         if packed is None:
-            packed = self._packed[key] = execution.pack(self._w)
+            packed = self._packed[execution.pack_key] = execution.pack(self._w)
             if len(self._packed) > _MOST_PACKED:
                 self._packed.popitem(last=False)
         result = execution(*arrays, packed=packed)

@@ -81,23 +81,24 @@ class Correlation:
 
     def weight_view(self, w: Any) -> Any:
         """The taps of this piece, of a ``(G, O, C, KD, KH, KW)`` view."""
-        return w if self._whole else w[(..., *self.taps)]
+        return w if self.whole else w[(..., *self.taps)]
 
     def target_view(self, y: Any) -> Any:
         """The targets of this piece, of an ``(N, G, O, TD, TH, TW)`` view."""
-        return y if self._whole else y[(..., *self.targets)]
+        return y if self.whole else y[(..., *self.targets)]
 
     @cached_property
     def flat(self) -> Correlation | None:
         """The same correlation of images laid out as one row each, where every target sees its own sample alone."""
         pointwise = self.kernel == self.stride == (1, 1, 1) and self.offset == (0, 0, 0) and self.size == self.count
-        if not pointwise or not self._whole or self.count[2] == self.positions:
+        if not pointwise or not self.whole or self.count[2] == self.positions:
             return None
         row = (1, 1, self.positions)
         return replace(self, size=row, count=row)
 
     @cached_property
-    def _whole(self) -> bool:
+    def whole(self) -> bool:
+        """Whether this piece has all taps and all targets."""
         return self.taps == self.targets == (_ALL,) * 3
 
 

@@ -99,10 +99,13 @@ class TaskKernel(Kernel):
 
         def run(tasks: int, macs: int, length: int, *arguments: Any) -> None:
             threads = parallel.threads_for(tasks, macs)
-            helpers = threads - 1
+            if threads == 1:
+                entry(tasks, 1, 0, 0, *arguments, parallel.scratch(length, dtype))
+                return
+            chunks, helpers = parallel.chunks_for(tasks, threads), threads - 1
             length += -length % parallel.CACHE_LINE  # threads share no line, whatever the dtype
             memory = parallel.scratch(threads * length, dtype)
-            entry(tasks, parallel.chunks_for(tasks, threads), helpers, team.address(helpers), *arguments, memory)
+            entry(tasks, chunks, helpers, team.address(helpers), *arguments, memory)
 
         return run
 
@@ -161,11 +164,6 @@ def intrinsic(define: Callable[..., Any]) -> Any:
         return intrinsic(define)
 
     return _Deferred(make)
-
-
-def as_bits(a: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """`a` as kernels see it: half types as their bits."""
-    return a.view(np.uint16) if a.dtype.itemsize == 2 and a.dtype.name in HALF_FORMATS else a
 
 
 def contiguous_taps(piece: Correlation, w: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:

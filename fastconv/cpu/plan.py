@@ -11,7 +11,7 @@ import numpy as np
 
 from fastconv.arrays import named_dtype
 from fastconv.cpu.elements import activation_arguments
-from fastconv.cpu.jit import HALF_FORMATS, as_bits
+from fastconv.cpu.jit import HALF_FORMATS
 from fastconv.lowering import Correlation, lower
 from fastconv.problem import ConvProblem
 from fastconv.registry import Plan
@@ -32,6 +32,8 @@ class PiecewisePlan(Plan):
         self._accumulator = named_dtype(problem.accumulator_dtype)
         self._cuts = [cut(piece) for piece in self._pieces]
         self._flat_cuts = [None if piece.flat is None else cut(piece.flat) for piece in self._pieces]
+        flat = [piece.flat for piece in self._pieces]
+        self._steps = list(zip(self._pieces, self._cuts, flat, self._flat_cuts, strict=True))
         self.pack_key = f"{type(self).__name__}: {[piece.taps for piece in self._pieces]}"
         self._half = HALF_FORMATS.get(problem.dtype, 0)
         self._activation = activation_arguments(problem)
@@ -41,14 +43,17 @@ class PiecewisePlan(Plan):
     def run(self, x: Any, packed: Any, y: Any, bias: Any, residual: Any) -> None:
         bias = self._no_bias if bias is None else bias
         residual = self._no_residual if residual is None else residual
-        x, y, residual = as_bits(x), as_bits(y), as_bits(residual)
-        for piece, cut, flat_cut, weights in zip(self._pieces, self._cuts, self._flat_cuts, packed, strict=True):
-            arrays = x, piece.target_view(y), piece.target_view(residual)
-            if piece.flat is not None and all(_is_flat(a) for a in arrays):
-                source, target, added = (a.reshape(*a.shape[:3], 1, 1, math.prod(a.shape[3:])) for a in arrays)
-                self._run_piece(piece.flat, flat_cut, weights, source, target, bias, added)
+        if self._half:
+            x, y, residual = x.view(np.uint16), y.view(np.uint16), residual.view(np.uint16)
+        for (piece, cut, flat, flat_cut), weights in zip(self._steps, packed, strict=True):
+            target, added = (y, residual) if piece.whole else (piece.target_view(y), piece.target_view(residual))
+            if flat is not None and _is_flat(x) and _is_flat(target) and _is_flat(added):
+                source, target, added = (
+                    a.reshape(*a.shape[:3], 1, 1, math.prod(a.shape[3:])) for a in (x, target, added)
+                )
+                self._run_piece(flat, flat_cut, weights, source, target, bias, added)
             else:
-                self._run_piece(piece, cut, weights, arrays[0], arrays[1], bias, arrays[2])
+                self._run_piece(piece, cut, weights, x, target, bias, added)
 
     @abstractmethod
     def _run_piece(self, piece: Correlation, cut: Any, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
@@ -57,5 +62,7 @@ class PiecewisePlan(Plan):
 
 def _is_flat(a: np.ndarray[Any, Any]) -> bool:
     """Whether the spatial axes of a six-axis view can be seen as one."""
+    if a.flags.c_contiguous:
+        return True
     (depth, height, width), (step_d, step_h, step_w) = a.shape[3:], a.strides[3:]
-    return a.size == 0 or (step_h == width * step_w and (depth == 1 or step_d == height * step_h))
+    return bool(step_h == width * step_w and (depth == 1 or step_d == height * step_h))

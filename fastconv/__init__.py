@@ -12,7 +12,7 @@ from fastconv.explanation import explain
 from fastconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from fastconv.layers import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from fastconv.problem import ConvProblem
-from fastconv.settings import get_num_threads, set_num_threads, set_workspace_limit, threads
+from fastconv.settings import get_num_threads, set_num_threads, set_recycling_limit, set_workspace_limit, threads
 from fastconv.shapes import conv_output_shape, conv_transpose_output_shape
 from fastconv.tuning import tune
 from fastconv.warming import warmup
@@ -39,6 +39,7 @@ __all__ = [
     "explain",
     "get_num_threads",
     "set_num_threads",
+    "set_recycling_limit",
     "set_workspace_limit",
     "threads",
     "tune",

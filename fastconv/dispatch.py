@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fastconv import machine, settings
+from fastconv import machine, recycling, settings
 from fastconv.arrays import Kind, adopt, check_out, named_dtype
 from fastconv.lowering import Views
 from fastconv.problem import ConvProblem, compute_dtype
@@ -195,7 +195,8 @@ class Execution:
             view = self._views.result(out)
             if out.size == 0 or xp.may_share_memory(view, out):
                 return out, view
-        result = xp.empty(self._shape, self._result_dtype)
+        empty = recycling.empty if xp is np else xp.empty
+        result = empty(self._shape, self._result_dtype)
         return result, self._views.result(result)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 _override: ContextVar[int | None] = ContextVar("fastconv_threads", default=None)
 _threads: int | None = None
 _workspace_limit = 64 << 20
+_recycling_limit = 256 << 20
 
 
 @cache
@@ -21,11 +22,11 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _positive(name: str, n: int) -> int:
+def _integer(name: str, n: int, least: int) -> int:
     if isinstance(n, bool) or not isinstance(n, int):
         raise TypeError(f"{name}={n!r}: expected an integer")
-    if n < 1:
-        raise ValueError(f"{name}={n!r}: expected at least 1")
+    if n < least:
+        raise ValueError(f"{name}={n!r}: expected at least {least}")
     return n
 
 
@@ -53,7 +54,7 @@ def set_num_threads(n: int) -> None:
     >>> set_num_threads(before)
     """
     global _threads
-    _threads = _positive("n", n)
+    _threads = _integer("n", n, 1)
 
 
 def get_num_threads() -> int:
@@ -87,7 +88,7 @@ def threads(n: int) -> Iterator[None]:
     ...     get_num_threads()
     1
     """
-    token = _override.set(_positive("n", n))
+    token = _override.set(_integer("n", n, 1))
     try:
         yield
     finally:
@@ -112,7 +113,7 @@ def set_workspace_limit(n_bytes: int) -> None:
     >>> set_workspace_limit(64 << 20)
     """
     global _workspace_limit
-    if _positive("n_bytes", n_bytes) < 1 << 20:
+    if _integer("n_bytes", n_bytes, 1) < 1 << 20:
         raise ValueError(f"n_bytes={n_bytes}: expected at least {1 << 20} (1 MiB)")
     _workspace_limit = n_bytes
 
@@ -120,6 +121,32 @@ def set_workspace_limit(n_bytes: int) -> None:
 def workspace_limit() -> int:
     """The bound set by :func:`set_workspace_limit`, in bytes."""
     return _workspace_limit
+
+
+def set_recycling_limit(n_bytes: int) -> None:
+    """Bound the memory of dead results that is kept for new ones (256 MiB at first); 0 keeps none.
+
+    Parameters
+    ----------
+    n_bytes : int
+        At least 0. What is kept already is let go when the next result dies.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `n_bytes` is not an integer of at least 0.
+
+    Examples
+    --------
+    >>> set_recycling_limit(256 << 20)
+    """
+    global _recycling_limit
+    _recycling_limit = _integer("n_bytes", n_bytes, 0)
+
+
+def recycling_limit() -> int:
+    """The bound set by :func:`set_recycling_limit`, in bytes."""
+    return _recycling_limit
 
 
 def cache_directory() -> Path:

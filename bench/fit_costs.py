@@ -29,6 +29,7 @@ from fastconv.timing import operands, turn
 ROUNDS = 3
 TURN_SECONDS = 0.02
 GOOD = 1.1
+MOST_MACS = 10**10  # of a large kernel: sums of more take seconds, and are no choice there
 
 PARTS = ("packing", "running")
 Seconds = dict[tuple[ConvProblem, Algorithm, str], float]
@@ -43,6 +44,17 @@ def cut_down() -> Iterator[ConvProblem]:
         }  # fmt: skip
         size = tuple(max(n // 4, reach) for n, reach in zip(layer.size, least, strict=True))
         yield dataclasses.replace(layer, size=size, **channels).problem()
+
+
+def large_kernels() -> Iterator[ConvProblem]:
+    """Kernels from where sums are fastest to where transforms are: one channel, depthwise and dense."""
+    sides = {1: (16000, (33, 65, 129, 257, 1025)), 2: (64, (5, 9, 13, 19, 31)), 3: (32, (3, 5, 7, 11))}
+    for ndim, (side, lengths) in sides.items():
+        for length, (inner, outer, groups) in itertools.product(lengths, ((1, 1, 1), (32, 32, 32), (16, 16, 1))):
+            x, w = (1, inner, *(side,) * ndim), (outer, inner // groups, *(length,) * ndim)
+            problem = ConvProblem.forward(ndim, x, w, groups=groups, padding=length // 2)
+            if problem.macs <= MOST_MACS:
+                yield problem
 
 
 def calls(problem: ConvProblem) -> dict[tuple[Algorithm, str], Callable[[], object]]:
@@ -110,7 +122,7 @@ def report_choices(name: str, measured: Seconds, cost: Callable[[ConvProblem, Al
 
 def main() -> None:
     """Measure, fit, print."""
-    layers = list(dict.fromkeys(layer.problem() for layer in LAYERS))
+    layers = list(dict.fromkeys([*(layer.problem() for layer in LAYERS), *large_kernels()]))
     measured = measure(list(dict.fromkeys([*layers, *cut_down()])), threads=1)
     fitted: dict[tuple[Algorithm, str], CostModel] = {}
     for algorithm, part in itertools.product(algorithms("cpu"), PARTS):

@@ -229,6 +229,15 @@ def test_few_taps_are_declined_where_high_precision_is_asked_for():
         assert "int8" in FFT.why_not(large(name, dtype="int8"))
 
 
-@pytest.mark.parametrize("name", ["depthwise 31 x 31", "4096 taps", "channels of 257 taps", "volume", "template"])
-def test_is_chosen_for_large_kernels(name):
-    assert choose(large(name)) is FFT
+@pytest.mark.parametrize(
+    ("x", "w", "groups"),
+    [
+        ((1, 128, 86, 86), (128, 1, 31, 31), 128),
+        ((1, 1, 100_000), (1, 1, 4096), 1),
+        ((1, 64, 16_000), (64, 64, 257), 1),
+        ((1, 1, 512, 512), (1, 1, 64, 64), 1),
+        ((1, 1, 96, 96, 96), (1, 1, 21, 21, 21), 1),
+    ],
+)
+def test_is_chosen_for_large_kernels(x, w, groups):
+    assert choose(ConvProblem.forward(len(x) - 2, x, w, groups=groups)) is FFT

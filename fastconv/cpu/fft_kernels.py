@@ -96,6 +96,15 @@ def _locate(unit, channels, geo, tiling, places):  # type: ignore[no-untyped-def
 
 
 @inline
+def _count_not_finite(values):  # type: ignore[no-untyped-def]
+    count = 0
+    for j in range(np.uintp(values.shape[0])):
+        if not abs(values[j]) < np.inf:
+            count += 1
+    return count
+
+
+@inline
 def _columns(spectrum, first, rows, tiling, axis, passes, factors, work, inverse):  # type: ignore[no-untyped-def]
     """Transform along height (axis 1) of one plane or along depth (axis 0), all columns of `rows` rows from `first`."""
     lanes, length = tiling.lanes, tiling.length[axis]
@@ -176,12 +185,14 @@ def _inverse(  # type: ignore[no-untyped-def]
     half_width = width // 2 if tiling.folded else width
     staged, work = work[:line], work[line:]
     margin_d, margin_h, margin_w = tiling.reach[0] - 1, tiling.reach[1] - 1, tiling.reach[2] - 1
+    end_w = margin_w + (tiling.kept[2] - 1) * geo.stride[2] + 1
+    sample = lanes if tiling.folded else 2 * lanes
     for unit in range(first, last):
         channel = _locate(unit, geo.out_channels, geo, tiling, places)
         spectrum = spectra[unit - origin]
         if depth > 1:
             _columns(spectrum, 0, height, tiling, 0, passes, factors, work, True)
-        rows_d = rows_h = 0
+        suspects = rows_d = rows_h = 0
         for lane in range(lanes):
             if places[lane, 0] >= 0:
                 rows_d, rows_h = max(rows_d, places[lane, 5]), max(rows_h, places[lane, 6])
@@ -199,19 +210,21 @@ def _inverse(  # type: ignore[no-untyped-def]
                     )
                 else:
                     transform(spectrum, at, 2 * lanes, spectrum, at, 2 * lanes, work, steps, table, width, lanes, True)
+                # All lanes at once, and a lane for itself only if there is reason to.
+                suspects += _count_not_finite(spectrum[at + margin_w * sample : at + end_w * sample])
         for lane in range(lanes):
             place = places[lane]
             if place[0] < 0:
                 continue
             done = row[: place[7]]
             wrong = 0
-            for d in range(place[5]):
-                for h in range(place[6]):
-                    at = ((margin_d + d * geo.stride[0]) * height + margin_h + h * geo.stride[1]) * line
-                    _gather(spectrum[at : at + line], margin_w, geo.stride[2], lane, lanes, done)
-                    for j in range(place[7]):
-                        wrong += not abs(done[j]) < np.inf
-            if wrong:
+            if suspects > 0:
+                for d in range(place[5]):
+                    for h in range(place[6]):
+                        at = ((margin_d + d * geo.stride[0]) * height + margin_h + h * geo.stride[1]) * line
+                        _gather(spectrum[at : at + line], margin_w, geo.stride[2], lane, lanes, done)
+                        wrong += _count_not_finite(done)
+            if wrong > 0:
                 tile = place[0]
                 for axis in range(3):
                     tile = tile * tiling.tiles[axis] + place[2 + axis] // tiling.kept[axis]
@@ -290,10 +303,12 @@ def _contract(  # type: ignore[no-untyped-def]
                     offsets[2 * c], offsets[2 * c + 1] = (3 * c + 1) * width, 3 * c * width
                     for k in range(count):
                         values = spectra[(begin + k * groups - origin) * channels + c, at : at + 2 * lanes]
-                        for lane in range(lanes):
-                            line[k * lanes + lane] = -values[lanes + lane]
-                            line[width + k * lanes + lane] = values[lane]
-                            line[2 * width + k * lanes + lane] = values[lanes + lane]
+                        place = np.uintp(k * lanes)
+                        for lane in range(np.uintp(lanes)):
+                            re, im = values[lane], values[lane + np.uintp(lanes)]
+                            line[place + lane] = -im
+                            line[place + lane + np.uintp(width)] = re
+                            line[place + lane + np.uintp(2 * width)] = im
                 sums[: 2 * width * outputs] = 0
                 for o in range(0, outputs, tile):
                     multiply_tile(sums, 2 * o * width, 2 * width, panel, offsets, 2 * channels, weights[g, f],
@@ -301,9 +316,10 @@ def _contract(  # type: ignore[no-untyped-def]
                 for o in range(outputs):
                     for k in range(count):
                         values = results[(begin + k * groups - origin) * outputs + o, at : at + 2 * lanes]
-                        for lane in range(lanes):
-                            values[lane] = sums[2 * o * width + k * lanes + lane]
-                            values[lanes + lane] = sums[(2 * o + 1) * width + k * lanes + lane]
+                        place = np.uintp(2 * o * width + k * lanes)
+                        for lane in range(np.uintp(lanes)):
+                            values[lane] = sums[place + lane]
+                            values[lane + np.uintp(lanes)] = sums[place + lane + np.uintp(width)]
                 begin += count * groups
 
 

@@ -3,7 +3,7 @@
 Along each axis a tile of `length` samples and a kernel that reaches over `reach` of them give ``length - reach + 1``
 outputs by a circular convolution; the first ``reach - 1`` results have wrapped round and are dropped. Longer tiles drop
 less of their work, shorter ones need fewer doublings and less memory, and leave more tiles to share among lanes and
-cores. All lengths worth trying, those that divide the outputs evenly, are tried against the cost model.
+cores. Lengths that divide the outputs evenly are tried against the cost model, one axis after another.
 
 A vector holds a number of as many tiles as it has lanes: of `lanes` tiles of one channel, or of one tile in `lanes`
 groups, whichever leaves fewer lanes idle.
@@ -11,8 +11,8 @@ groups, whichever leaves fewer lanes idle.
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -34,18 +34,21 @@ _MOST_TAPS = 256 << 20  # bytes of the spectra of a weight
 _TASK = 1 << 18  # bytes of spectra that a task holds at once, where one alone is not longer
 _LEAST_GAIN = 1.15  # tiles are worth trying down to this many times the reach
 
-#: Seconds for one of each kind of work (bench/fit_costs.py). `doubling` is a complex vector's part in one doubling of
-#: the length of a transform, `product` a multiply-add of vectors, `pass` a complex vector multiplied or rearranged.
+#: Seconds for one of each kind of work, measured step by step on one core of an AMD EPYC 7003. Counted in complex
+#: vectors are `doubling`, the part of one in a doubling of a transform's length, `multiplied`, `gathered` for a product
+#: of matrices, and `product`, one multiply-add of real vectors there.
 RUNNING = {
-    "doubling": 1e-9,
-    "product": 3.5e-10,
-    "pass": 2e-9,
-    "staged": 1e-9,
-    "result": 2e-9,
+    "doubling": 1.5e-9,
+    "line": 1.2e-7,
+    "multiplied": 9e-9,
+    "gathered": 3e-8,
+    "product": 3e-10,
+    "staged": 7e-10,
+    "result": 1e-9,
     "unit": 5e-7,
-    "call": 5e-5,
+    "call": 4e-5,
 }
-PACKING = {"doubling": 1e-9, "woven": 2e-9, "staged": 1e-9, "unit": 5e-7, "call": 5e-5}
+PACKING = {"doubling": 1.5e-9, "line": 1.2e-7, "staged": 7e-10, "woven": 2.9e-9, "unit": 5e-7, "call": 6e-5}
 
 
 def reach(piece: Correlation) -> Triple:
@@ -198,24 +201,30 @@ class Cut:
 
     # -- what it costs ------------------------------------------------------------------------------------------------
 
-    def _doublings(self, planes: int, rows: int) -> float:
-        """Doublings of complex vectors in a transform of which so many planes and rows of each hold anything."""
+    def _transform(self, planes: int, rows: int) -> tuple[float, int]:
+        """Doublings of vectors, and lines, of a transform of which so many planes and rows of each hold anything."""
         depth, height, width = self.length
         along_rows = planes * rows * self.bins * (math.log2(width) + self.folded)
-        return along_rows + self.bins * height * (planes * math.log2(height) + depth * math.log2(depth))
+        doublings = along_rows + self.bins * height * (planes * math.log2(height) + depth * math.log2(depth))
+        return doublings, planes * rows + self.bins * (planes * (height > 1) + height * (depth > 1))
 
     @cached_property
     def running(self) -> Work:
         """Work of a call."""
         p = self.piece
         needed = [(k - 1) * s + r for k, s, r in zip(self.kept, p.stride, self.reach, strict=True)]
-        ahead, back = self._doublings(*needed[:2]), self._doublings(*self.kept[:2])
+        ahead, back = self._transform(*needed[:2]), self._transform(*self.kept[:2])
+        doublings, lines = (
+            self.outers * (p.in_channels * a + p.out_channels * b) for a, b in zip(ahead, back, strict=True)
+        )
         units = self.outers * (p.in_channels + p.out_channels)
         pairs = self.outers * p.in_channels * p.out_channels
         counts = {
-            "doubling": self.outers * (p.in_channels * ahead + p.out_channels * back),
+            "doubling": doublings,
+            "line": lines,
+            "multiplied": 0 if self.contracts else pairs * self.vectors,
+            "gathered": units * self.vectors if self.contracts else 0,
             "product": 4 * pairs * self.vectors if self.contracts else 0,
-            "pass": units * self.vectors,
             "staged": self.outers * p.in_channels * math.prod(needed) * self.lanes,
             "result": p.batch * p.groups * p.out_channels * p.positions,
             "unit": units,
@@ -225,8 +234,10 @@ class Cut:
     @cached_property
     def packing(self) -> Work:
         """Work of packing the weight."""
+        doublings, lines = self._transform(*self.reach[:2])
         counts = {
-            "doubling": self.tap_units * self._doublings(*self.reach[:2]),
+            "doubling": self.tap_units * doublings,
+            "line": self.tap_units * lines,
             "woven": self.tap_units * self.size if self.contracts else 0,
             "staged": self.tap_units * math.prod(self.reach) * self.lanes,
             "unit": self.tap_units,
@@ -281,16 +292,25 @@ def _lengths(piece: Correlation, axis: int, least: int) -> list[int]:
         lengths.append(length)
         if length <= _LEAST_GAIN * samples:
             break
-        tiles = max(tiles + 1, tiles * 4 // 3)
+        tiles = max(tiles + 1, tiles * 3 // 2)
     return list(dict.fromkeys(lengths))
 
 
 def _best(piece: Correlation, dtype: np.dtype[Any], workspace_limit: int) -> Cut:
-    least = (1, 1, 2 if dtype.kind == "c" else 4)
-    shapes = itertools.product(*(_lengths(piece, axis, least[axis]) for axis in range(3)))
+    """One axis after another, from tiles of three times the reach."""
+    lengths = [_lengths(piece, axis, least) for axis, least in enumerate((1, 1, 2 if dtype.kind == "c" else 4))]
+    samples = reach(piece)
+    d, h, w = (min(lengths[axis], key=lambda n: abs(n - 3 * samples[axis])) for axis in range(3))
+
+    def preferred(cuts: Iterable[Cut]) -> Cut:
+        return min(cuts, key=lambda cut: (cut.excess(workspace_limit), cut.seconds))
+
     ways = [("tiles", True)] + [("tiles", False), ("groups", False)] * (piece.in_channels == 1)
-    cuts = [Cut(piece, dtype, (d, h, w), *way) for d, h, w in shapes for way in ways]
-    return min(cuts, key=lambda cut: (cut.excess(workspace_limit), cut.seconds))
+    best = preferred(Cut(piece, dtype, (d, h, w), *way) for way in ways)
+    for axis in (2, 1, 0):
+        others = [(*best.length[:axis], n, *best.length[axis + 1 :]) for n in lengths[axis]]
+        best = preferred(Cut(piece, dtype, (d, h, w), *way) for d, h, w in others for way in ways)
+    return best
 
 
 @lru_cache(maxsize=4096)

@@ -19,7 +19,8 @@ n / 2 + 1 frequencies which a real line has, and back.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from bisect import bisect_left
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -52,17 +53,19 @@ def radices(n: int) -> list[int]:
     return passes
 
 
-@lru_cache(maxsize=4096)
+@cache
+def _lengths(even: bool) -> list[int]:
+    """All lengths of up to 2^32 that can be transformed."""
+    lengths = [2 if even else 1]
+    for factor in (2, 3, 5):
+        lengths += [m for n in lengths for k in range(1, 32) if (m := n * factor**k) <= 2**32]
+    return sorted(lengths)
+
+
 def next_length(n: int, *, even: bool) -> int:
     """The least length of at least `n` that can be transformed."""
-    while True:
-        left = n
-        for radix in RADICES:
-            while left % radix == 0:
-                left //= radix
-        if left == 1 and not (even and n % 2):
-            return n
-        n += 1
+    lengths = _lengths(even)
+    return lengths[bisect_left(lengths, n)]
 
 
 @lru_cache(maxsize=256)

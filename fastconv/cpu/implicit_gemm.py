@@ -30,15 +30,15 @@ from typing import Any
 import numpy as np
 
 from fastconv.arrays import named_dtype
-from fastconv.cpu import parallel
 from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.costs import CostModel, Work, gathering
 from fastconv.cpu.elements import resolve
-from fastconv.cpu.jit import Kernel, TaskKernel, array, integer, records
+from fastconv.cpu.jit import TaskKernel, array, integer, records
 from fastconv.cpu.microkernel import TILE_VECTORS, multiply_pixels, odd_lines, padded, tile_pixels
 from fastconv.cpu.plan import PiecewisePlan
 from fastconv.cpu.rows import add_row, read_planes, read_row, write_plane, write_row
 from fastconv.cpu.transpose import transpose_block
+from fastconv.cpu.weight_tiles import arrange, outputs_last
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.machine import vector_bytes
 from fastconv.problem import ConvProblem
@@ -176,53 +176,20 @@ def _implicit_gemm(  # type: ignore[no-untyped-def]
                     )
 
 
-def _arrange(first, last, w, lanes, tile, tiles):  # type: ignore[no-untyped-def]
-    """Rearrange ``w (G, O, C, KD, KH, KW)`` into ``tiles (G, O padded * taps)``: (taps, outputs) for each tile."""
-    channels, inputs = w.shape[1], w.shape[2]
-    volume = w.shape[3] * w.shape[4] * w.shape[5]
-    taps, itemsize = inputs * volume, w.itemsize
-    in_order = w.strides[5] == itemsize and w.strides[4] == w.shape[5] * itemsize
-    in_order = in_order and w.strides[3] == w.shape[4] * w.strides[4] and w.strides[2] == volume * itemsize
-    blocks = -(-channels // tile)
-    for task in range(first, last):
-        g, block = divmod(task, blocks)
-        o_first = block * tile
-        here = min(tile, channels - o_first)
-        width = -(-here // lanes) * lanes
-        target = tiles[g, o_first * taps : o_first * taps + width * taps]
-        whole = here // lanes * lanes  # outputs of full vectors
-        squares = taps // lanes if in_order else 0
-        source = (g * w.strides[0] + o_first * w.strides[1]) // itemsize
-        for o in range(0, whole if squares > 0 else 0, lanes):
-            for t in range(0, squares * lanes, lanes):
-                step = w.strides[1] // itemsize
-                transpose_block(w, source + o * step + t, step, target, t * width + o, width)
-        for t in range(taps):
-            rest, kw = divmod(t, w.shape[5])
-            rest, kh = divmod(rest, w.shape[4])
-            c, kd = divmod(rest, w.shape[3])
-            for o in range(whole if t < squares * lanes else 0, here):
-                target[t * width + o] = w[g, o_first + o, c, kd, kh, kw]
-            for o in range(here, width):
-                target[t * width + o] = 0
-
-
-_kernel, _arrange_kernel = TaskKernel(_implicit_gemm), Kernel(_arrange)
+_kernel = TaskKernel(_implicit_gemm)
 
 
 @cache
-def _compiled(dtype_name: str, result_name: str, accumulator_name: str) -> tuple[Any, Any]:
-    """The kernel, and the one that arranges weights."""
+def _compiled(dtype_name: str, result_name: str, accumulator_name: str) -> Any:
     dtype, result, accumulator = map(named_dtype, (dtype_name, result_name, accumulator_name))
     vector = array(accumulator, 1, contiguous=True)
     matrix = array(accumulator, 2, contiguous=True, readonly=False)
     table = array(np.dtype(np.int64), 1, contiguous=True)
-    kernel = _kernel.compile(
+    return _kernel.compile(
         array(dtype, 6), matrix, array(result, 6, readonly=False), vector, array(result, 6), records(GEOMETRY),
         records(BLOCKING), table, table, integer, integer, vector,
         array(accumulator, 1, contiguous=True, readonly=False),
     )  # fmt: skip
-    return kernel, _arrange_kernel.compile(integer, integer, array(accumulator, 6), integer, integer, matrix)
 
 
 @dataclass(frozen=True)
@@ -325,20 +292,15 @@ def _grid(counts: tuple[int, ...], steps: tuple[int, ...]) -> np.ndarray[Any, An
 class _ImplicitGemmPlan(PiecewisePlan):
     def __init__(self, problem: ConvProblem) -> None:
         super().__init__(problem, lambda piece: _Cut(piece, self._accumulator, problem.channels_last))
-        self._kernel, self._arrange = _compiled(problem.dtype, problem.result_dtype, problem.accumulator_dtype)
+        self._kernel = _compiled(problem.dtype, problem.result_dtype, problem.accumulator_dtype)
 
     def pack(self, w: Any) -> Any:
         """For each piece, its weights in the order in which tiles use them."""
-        return [self._pack_piece(piece, cut, w) for piece, cut in zip(self._pieces, self._cuts, strict=True)]
-
-    def _pack_piece(self, piece: Correlation, cut: _Cut, w: Any) -> Any:
-        view = piece.weight_view(w).astype(self._accumulator, copy=False)
-        groups, channels = view.shape[:2]
-        outputs = -(-channels // cut.lanes) * cut.lanes
-        tiles = np.empty((groups, outputs * piece.reduction), self._accumulator)
-        tasks = groups * -(-channels // cut.tile)
-        parallel.run(lambda first, last: self._arrange(first, last, view, cut.lanes, cut.tile, tiles), tasks, view.size)
-        return tiles
+        w = w.astype(self._accumulator, copy=False)
+        lanes = vector_bytes() // w.itemsize
+        if len(self._pieces) > 1:
+            w = outputs_last(w, lanes)
+        return [arrange(piece.weight_view(w), lanes, TILE_VECTORS * lanes) for piece in self._pieces]
 
     def _run_piece(self, piece: Correlation, cut: _Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
         self._kernel(cut.tasks, piece.macs, cut.scratch, x, weights, y, bias, residual, piece.geometry, cut.blocking,

@@ -21,7 +21,7 @@ _INDEX = ir.IntType(64)
 
 
 @intrinsic
-def _contiguous(typing_context, row):  # type: ignore[no-untyped-def]
+def without_gaps(typing_context, row):  # type: ignore[no-untyped-def]
     """The same row, known to the compiler to have no gaps: the caller has looked."""
     from numba.core.imputils import impl_ret_borrowed
 
@@ -100,7 +100,7 @@ def _move(typing_context, source, first, added, low, high, target):  # type: ign
 
 
 @generic
-def _read_run(row: Any, first: Any, half: Any, out: Any) -> Any:
+def read_run(row: Any, first: Any, half: Any, out: Any) -> Any:
     """``out[i] = row[first + i]``, both without gaps."""
     from numba import types
 
@@ -127,7 +127,7 @@ def read_row(row, first, step, mode, half, out):  # type: ignore[no-untyped-def]
     high = max(min(after, out.shape[0]), low)
     _read_padding(row, first, step, mode, half, out, 0, low)
     if step == 1 and row.strides[0] == row.itemsize:
-        _read_run(_contiguous(row), first + low, half, out[low:high])
+        read_run(without_gaps(row), first + low, half, out[low:high])
     else:
         for i in range(low, high):
             out[i] = load(row[first + i * step], half)
@@ -172,7 +172,7 @@ def read_planes(planes, first_h, step_h, first_w, step_w, mode, half, out, pitch
         elif together:
             for r in range(low_h, high_h):
                 row, at = planes[c, first_h + r * step_h], c * pitch + r * row_pitch
-                _read_run(_contiguous(row), first_w + low_w, half, out[at + low_w : at + high_w])
+                read_run(without_gaps(row), first_w + low_w, half, out[at + low_w : at + high_w])
         else:
             for r in range(low_h, high_h):
                 row, at = planes[c, first_h + r * step_h], c * pitch + r * row_pitch
@@ -232,7 +232,7 @@ def write_row(sums, added, activation, parameters, half, row):  # type: ignore[n
         added = sums.dtype.type(0)
     clipped = activation == CLIP
     if row.strides[0] == row.itemsize:
-        _write_run(sums, added, clipped, parameters, half, _contiguous(row))
+        _write_run(sums, added, clipped, parameters, half, without_gaps(row))
     else:
         for j in range(sums.shape[0]):
             total = sums.dtype.type(sums[j] + added)

@@ -30,6 +30,7 @@ ROUNDS = 3
 TURN_SECONDS = 0.02
 GOOD = 1.1
 MOST_MACS = 10**10  # of a large kernel: sums of more take seconds, and are no choice there
+LEAST_RATE = 1e-12  # seconds: less is nothing
 
 PARTS = ("packing", "running")
 Seconds = dict[tuple[ConvProblem, Algorithm, str], float]
@@ -72,16 +73,15 @@ def calls(problem: ConvProblem) -> dict[tuple[Algorithm, str], Callable[[], obje
 
 
 def measure(problems: list[ConvProblem], threads: int) -> Seconds:
-    """Least time of each part of each algorithm, which take turns.
+    """Least time of each part of each algorithm, in rounds that are minutes apart: disturbances last seconds.
 
-    On one thread it is the CPU time of that thread, in which other processes do not count.
+    On one thread it is the CPU time of that thread, which other processes add to only by way of caches and clocks.
     """
     clock = time.thread_time if threads == 1 else time.perf_counter
     measured: Seconds = {}
     with fastconv.threads(threads):
-        for problem in problems:
-            parts = calls(problem)
-            for _, ((algorithm, part), call) in itertools.product(range(ROUNDS), parts.items()):
+        for _, problem in itertools.product(range(ROUNDS), problems):
+            for (algorithm, part), call in calls(problem).items():
                 key = problem, algorithm, part
                 measured[key] = min(*turn(call, "cpu", TURN_SECONDS, clock), measured.get(key, math.inf))
     return measured
@@ -93,13 +93,19 @@ def one_core() -> machine.Machine:
     return dataclasses.replace(here, cores=1, flops=here.flops / here.cores)
 
 
-def fit(model: CostModel, seconds: dict[ConvProblem, float]) -> CostModel:
-    """The model with the rates that predict these times best."""
+def fit(model: CostModel, seconds: dict[ConvProblem, float], least: dict[ConvProblem, float]) -> CostModel:
+    """The model with the rates that predict `seconds` best; `least` are those of the fastest algorithm."""
     counts = np.array([list(model.counts(problem, one_core()).values()) for problem in seconds])
     times = np.array(list(seconds.values()))
-    # Logarithms of the rates keep them positive, and those of the times make half and twice equally wrong.
-    start = np.log(np.maximum(list(model.rates.values()), 1e-12))
-    found = least_squares(lambda rates: np.log(counts @ np.exp(rates) / times), start, loss="soft_l1", f_scale=0.1)
+    # Where an algorithm is far behind, no choice hangs on how well its time is predicted.
+    weights = np.array([least[problem] for problem in seconds]) / times
+
+    def errors(logarithms: np.ndarray) -> np.ndarray:
+        # Logarithms of the rates keep them positive, and those of the times make half and twice equally wrong.
+        return weights * np.log(counts @ np.exp(logarithms) / times)
+
+    start = np.log(np.maximum(list(model.rates.values()), LEAST_RATE))
+    found = least_squares(errors, start, bounds=(math.log(LEAST_RATE) - 1, 0), loss="soft_l1", f_scale=0.1)
     return dataclasses.replace(model, rates=dict(zip(model.rates, np.exp(found.x).tolist(), strict=True)))
 
 
@@ -124,10 +130,14 @@ def main() -> None:
     """Measure, fit, print."""
     layers = list(dict.fromkeys([*(layer.problem() for layer in LAYERS), *large_kernels()]))
     measured = measure(list(dict.fromkeys([*layers, *cut_down()])), threads=1)
+    fastest: dict[ConvProblem, float] = {}
+    for (problem, _, part), seconds in measured.items():
+        if part == "running":
+            fastest[problem] = min(seconds, fastest.get(problem, seconds))
     fitted: dict[tuple[Algorithm, str], CostModel] = {}
     for algorithm, part in itertools.product(algorithms("cpu"), PARTS):
         times = {p: seconds for (p, a, which), seconds in measured.items() if (a, which) == (algorithm, part)}
-        model = fitted[algorithm, part] = fit(getattr(algorithm, part), times)
+        model = fitted[algorithm, part] = fit(getattr(algorithm, part), times, fastest if part == "running" else times)
         rates = {kind: float(f"{rate:.2g}") for kind, rate in model.rates.items()}
         print(f"{algorithm.name} {part}: {rates}")
         ratios = [model.seconds(p, one_core()) / seconds for p, seconds in times.items()]

@@ -167,16 +167,16 @@ class Im2col(CpuAlgorithm):
     running = CostModel(
         _work,
         {
-            "product": 4.3e-11,
-            "patch element": 2.7e-9,
-            "result": 1e-9,
-            "matrix product": 1.9e-6,
-            "task": 2e-5,
-            "call": 4e-5,
+            "product": 3.6e-11,
+            "patch element": 3.3e-10,
+            "result": 1.9e-10,
+            "matrix product": 9.4e-7,
+            "task": 1.8e-5,
+            "call": 2.3e-5,
         },
         widest=1.0,  # NumPy's OpenBLAS uses 8 lanes even where a CPU has 16, on AMD's at least
     )
-    packing = CostModel(gathering, {"gathered": 2.7e-9, "call": 2e-6})
+    packing = CostModel(gathering, {"gathered": 3.5e-9, "call": 1.8e-6})
 
     def why_not(self, problem: ConvProblem) -> str | None:
         if "int" in problem.dtype:

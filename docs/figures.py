@@ -178,7 +178,39 @@ def fft() -> None:
     note(product, 12, 11, "outlined: what the imaginary (left) and the real part\nof a tap multiply")
 
 
-FIGURES = {figure.__name__: figure for figure in (direct, implicit_gemm, im2col, fft)}
+def winograd() -> None:
+    """Windows that overlap, their components, and the product of one of them."""
+    windows, components, product = panels(
+        "windows of 6 x 6, tiles of 4 x 4", "a window becomes components", "for each component"
+    )
+    cell = 0.9
+    grid(windows, 4, 0.8, 14, 10, EMPTY, cell)
+    grid(windows, 4 + cell, 0.8 + cell, 12, 8, OUTPUT, cell)
+    for column in range(2):
+        frame(windows, 4 + 4 * column * cell, 0.8, 6 * cell, 6 * cell)
+    note(windows, 12, 11.5, "outlined: two windows, which share 2 columns;")
+    note(windows, 12, 12.7, "each gives the 4 x 4 outputs (green) in its middle")
+
+    grid(components, 1, 3, 6, 6, INPUT, 0.9)
+    for plane in range(4):
+        grid(components, 11 + 1.1 * plane, 1.5 + 1.1 * plane, 8, 5, SCRATCH, 0.9)
+    note(components, 8.6, 5.7, "B x B'", fontsize=10)
+    note(components, 3.7, 9.3, "a window\nof one channel")
+    note(components, 16.5, 10.6, "36 planes of (tile, channel):\na window is one element of each")
+    note(components, 12, 13, "channels lie side by side, whatever the caller's format")
+
+    grid(product, 1.5, 3.5, 4, 6, INPUT, 0.9)
+    grid(product, 7.6, 4.4, 7, 4, WEIGHT, 0.9)
+    grid(product, 16.4, 3.5, 7, 6, OUTPUT, 0.9)
+    note(product, 6.4, 6.2, "x", fontsize=12)
+    note(product, 15.1, 6.2, "=", fontsize=12)
+    note(product, 3.3, 2.4, "inputs\n(tile, C)")
+    note(product, 10.7, 2.4, "weights\n(C, O)")
+    note(product, 19.5, 2.4, "sums\n(tile, O)")
+    note(product, 12, 11, "36 matrix products for 16 outputs of each channel;\nA turns 36 sums into the tile")
+
+
+FIGURES = {figure.__name__: figure for figure in (direct, implicit_gemm, im2col, fft, winograd)}
 
 
 def main() -> None:

@@ -194,7 +194,8 @@ def test_bias_and_residual_of_other_dtypes_are_cast():
 def test_half_types_are_summed_in_single_precision():
     """2048 + 1 has no float16; sums of ones lose nothing before the last rounding."""
     x, w = np.ones((1, 4096, 1), np.float16), np.ones((1, 4096, 1), np.float16)
-    for algorithm in algorithms("cpu"):
+    p = ConvProblem.forward(1, x.shape, w.shape, dtype="float16")
+    for algorithm in (a for a in algorithms("cpu") if a.why_not(p) is None):
         assert fastconv.conv1d(x, w, algorithm=algorithm.name) == 4096
 
 

@@ -227,6 +227,7 @@ def _define_pass(module: ir.Module, vector: ir.VectorType, radix: int) -> ir.Fun
     line = [_POINTER, _POINTER, _INDEX]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [*line, *line, _INDEX, _INDEX, _POINTER]), name)
     function.linkage = "internal"
+    function.attributes.add("noinline")  # inlined at each of its many calls it ran a fifth slower
     b = ir.IRBuilder(function.append_basic_block())
     source, target = (_Line(b, vector, *function.args[i : i + 3]) for i in (0, 3))
     left, done = function.args[6:8]
@@ -261,6 +262,7 @@ def _define_fold(module: ir.Module, vector: ir.VectorType) -> ir.Function:
     arguments = [_POINTER, _POINTER, _INDEX, ir.IntType(1), _POINTER]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
     function.linkage = "internal"
+    function.attributes.add("noinline")  # inlined at each of its many calls it ran a fifth slower
     b = ir.IRBuilder(function.append_basic_block())
     half, inverse = function.args[2:4]
 

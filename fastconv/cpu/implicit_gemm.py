@@ -36,7 +36,7 @@ from fastconv.cpu.elements import resolve
 from fastconv.cpu.jit import TaskKernel, array, integer, records
 from fastconv.cpu.microkernel import TILE_VECTORS, multiply_pixels, odd_lines, padded, tile_pixels
 from fastconv.cpu.plan import PiecewisePlan
-from fastconv.cpu.rows import add_row, read_planes, read_row, write_plane, write_row
+from fastconv.cpu.rows import add_row, read_pixels, read_planes, write_plane, write_row
 from fastconv.cpu.transpose import transpose_block
 from fastconv.cpu.weight_tiles import arrange, outputs_last
 from fastconv.lowering import GEOMETRY, Correlation, lower
@@ -102,32 +102,23 @@ def _implicit_gemm(  # type: ignore[no-untyped-def]
             inputs = min(block.inputs, geo.in_channels - c_first)
             for kd in range(geo.kernel[0]):
                 source_d = resolve(d * geo.stride[0] + kd * geo.dilation[0] - geo.offset[0], geo.size[0], mode)
-                if block.channels_last:
-                    for h in range(block.length[0]):
-                        run, within = divmod(h, block.span[0])
-                        source_h = start_h + run * block.jump[0] + within * block.step[0]
-                        source_h = resolve(source_h, geo.size[1], mode)
-                        outside = source_d < 0 or source_h < 0
-                        for w in range(block.length[1]):
-                            run, within = divmod(w, block.span[1])
-                            source_w = resolve(
-                                start_w + run * block.jump[1] + within * block.step[1], geo.size[2], mode
-                            )
-                            at = kd * pitch_d + h * pitch_h + w * pitch_w
-                            pixel = staged[at : at + inputs]
-                            if outside or source_w < 0:
-                                pixel[:] = 0
-                            else:
-                                read_row(x[n, g, :, source_d, source_h, source_w], c_first, 1, mode, half, pixel)
-                elif source_d >= 0:
-                    planes = x[n, g, c_first : c_first + inputs, source_d]
-                    for h in range(0, block.length[0], block.span[0]):
-                        for w in range(0, block.length[1], block.span[1]):
+                if source_d < 0:
+                    continue
+                planes = x[n, g, c_first : c_first + inputs, source_d]
+                for h in range(0, block.length[0], block.span[0]):
+                    for w in range(0, block.length[1], block.span[1]):
+                        from_h = start_h + h // block.span[0] * block.jump[0]
+                        from_w = start_w + w // block.span[1] * block.jump[1]
+                        part = staged[kd * pitch_d + h * pitch_h + w * pitch_w :]
+                        if block.channels_last:
+                            read_pixels(
+                                planes, from_h, block.step[0], from_w, block.step[1], mode, half, part, pitch_w,
+                                pitch_h, block.span[0], block.span[1],
+                            )  # fmt: skip
+                        else:
                             read_planes(
-                                planes, start_h + h // block.span[0] * block.jump[0], block.step[0],
-                                start_w + w // block.span[1] * block.jump[1], block.step[1], mode, half,
-                                staged[kd * pitch_d + h * pitch_h + w :], pitch_c, pitch_h, block.span[0],
-                                block.span[1],
+                                planes, from_h, block.step[0], from_w, block.step[1], mode, half, part, pitch_c,
+                                pitch_h, block.span[0], block.span[1],
                             )  # fmt: skip
 
             for o in range(0, channels, block.tile[1]):
@@ -145,15 +136,16 @@ def _implicit_gemm(  # type: ignore[no-untyped-def]
 
         nothing, has_residual = memory.dtype.type(0), residual.shape[0] > 0
         if block.channels_last:
-            for p in range(pixels):
-                row, column = divmod(p, block.columns)
-                h, w = h_first + row, w_first + column
-                if column >= columns:
-                    continue
-                done = memory[p * pitch : p * pitch + channels]
-                if has_residual:
-                    add_row(done, residual[n, g, o_first : o_first + channels, d, h, w], half)
-                write_row(done, nothing, activation, parameters, half, y[n, g, o_first : o_first + channels, d, h, w])
+            side_by_side = y.strides[2] == y.itemsize and y.strides[5] == channels * y.itemsize and pitch == channels
+            together = columns if side_by_side and not has_residual else 1  # pixels written at once
+            for row in range(rows):
+                for column in range(0, columns, together):
+                    at, h, w = (row * block.columns + column) * pitch, h_first + row, w_first + column
+                    done = memory[at : at + together * channels]
+                    if has_residual:
+                        add_row(done, residual[n, g, o_first : o_first + channels, d, h, w], half)
+                    results = y[n, g, o_first : o_first + channels, d, h, w]
+                    write_row(done, nothing, activation, parameters, half, results)
         else:
             for o in range(0, channels, lanes):
                 for p in range(0, pixels, lanes):

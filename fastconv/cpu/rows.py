@@ -59,14 +59,14 @@ def _spread(builder: ir.IRBuilder, number: ir.Value, width: int) -> ir.Value:
 
 
 @intrinsic
-def _move(typing_context, source, first, added, low, high, target):  # type: ignore[no-untyped-def]
-    """``target[i] = clip(source[first + i] + added, low, high)`` for real numbers without gaps between them.
+def _move(typing_context, source, first, added, low, high, target, length):  # type: ignore[no-untyped-def]
+    """``target[i] = clip(source[first + i] + added, low, high)`` for `length` real numbers without gaps between them.
 
     None for `added`, or for both `low` and `high`, leaves that out.
     """
     from numba import types
 
-    signature = types.void(source, first, added, low, high, target)
+    signature = types.void(source, first, added, low, high, target, length)
     itemsize = np.dtype(str(source.dtype)).itemsize
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
@@ -92,8 +92,7 @@ def _move(typing_context, source, first, added, low, high, target):  # type: ign
                 value = builder.select(less(">", value, most), most, value)
             builder.store(value, place(target_array.data), align=itemsize)
 
-        length = builder.extract_value(target_array.shape, 0)
-        _each_vector(builder, length, body, vector_bytes() // itemsize)
+        _each_vector(builder, arguments[6], body, vector_bytes() // itemsize)
         return context.get_dummy_value()
 
     return signature, generate
@@ -101,11 +100,11 @@ def _move(typing_context, source, first, added, low, high, target):  # type: ign
 
 @generic
 def read_run(row: Any, first: Any, half: Any, out: Any) -> Any:
-    """``out[i] = row[first + i]``, both without gaps."""
+    """``out[i] = row[first + i]``, both without gaps; memory may go on past the row's own end."""
     from numba import types
 
     if row.dtype == out.dtype and not isinstance(row.dtype, types.Complex):
-        return lambda row, first, half, out: _move(row, first, None, None, None, out)
+        return lambda row, first, half, out: _move(row, first, None, None, None, out, out.shape[0])
 
     def convert(row, first, half, out):  # type: ignore[no-untyped-def]
         # Unsigned, lest Numba look for negative indices, which keeps LLVM from vectorising.
@@ -181,6 +180,33 @@ def read_planes(planes, first_h, step_h, first_w, step_w, mode, half, out, pitch
 
 
 @inline
+def read_pixels(planes, first_h, step_h, first_w, step_w, mode, half, out, pitch, row_pitch, rows, columns):  # type: ignore[no-untyped-def]
+    """As :func:`read_planes`, with the channels of a pixel side by side in `out`, and pixels a `pitch` apart."""
+    channels = planes.shape[0]
+    low_w, high_w = inside(first_w, step_w, planes.shape[2], columns)
+    low_h, high_h = inside(first_h, step_h, planes.shape[1], rows)
+    if mode != 0:
+        low_w, high_w, low_h, high_h = 0, columns, 0, rows
+    side_by_side = planes.strides[0] == planes.itemsize
+    whole_rows = side_by_side and step_w == 1 and pitch == channels and planes.strides[2] == channels * planes.itemsize
+    for r in range(low_h, high_h):
+        h, at = resolve(first_h + r * step_h, planes.shape[1], mode), r * row_pitch
+        if whole_rows and mode == 0:
+            run = without_gaps(planes[:, h, first_w + low_w])
+            read_run(run, 0, half, out[at + low_w * channels : at + high_w * channels])
+            continue
+        for i in range(low_w, high_w):
+            w, to = resolve(first_w + i * step_w, planes.shape[2], mode), at + i * pitch
+            if h < 0 or w < 0:
+                out[to : to + channels] = 0
+            elif side_by_side:
+                read_run(without_gaps(planes[:, h, w]), 0, half, out[to : to + channels])
+            else:
+                for c in range(channels):
+                    out[to + c] = load(planes[c, h, w], half)
+
+
+@inline
 def write_plane(sums, pitch, added, has_residual, residual, activation, parameters, half, plane):  # type: ignore[no-untyped-def]
     """Write ``act(sums + residual + added)`` to a plane of the result; rows of sums lie a `pitch` apart."""
     for r in range(plane.shape[0]):
@@ -206,9 +232,9 @@ def _write_run(sums: Any, added: Any, clipped: Any, parameters: Any, half: Any, 
 
         def move(sums, added, clipped, parameters, half, row):  # type: ignore[no-untyped-def]
             if clipped:
-                _move(sums, 0, added, parameters[0], parameters[1], row)
+                _move(sums, 0, added, parameters[0], parameters[1], row, sums.shape[0])
             else:
-                _move(sums, 0, added, None, None, row)
+                _move(sums, 0, added, None, None, row, sums.shape[0])
 
         return move
 

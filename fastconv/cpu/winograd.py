@@ -32,7 +32,6 @@ import numpy as np
 from fastconv.arrays import named_dtype
 from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.costs import CostModel, Work, gathering
-from fastconv.cpu.jit import contiguous_taps
 from fastconv.cpu.microkernel import TILE_VECTORS, padded, tile_pixels
 from fastconv.cpu.plan import PiecewisePlan
 from fastconv.cpu.winograd_kernels import BLOCKING, compiled
@@ -124,21 +123,23 @@ class _Cut:
 
     @property
     def work(self) -> Work:
-        """What it costs, weights read from memory included."""
+        """What it costs. Vectors partly used count whole; each task reads its weights."""
         c, block = self._correlation, self.blocking[0]
-        values = math.prod(self.windows) * self._rows * self._tiles[1] * c.groups
+        blocks_o, outputs = int(block["blocks"][0]), padded(c.out_channels, self._itemsize)
+        components, tiles = math.prod(self.windows), self._rows * self._tiles[1] * c.groups
+        calls = self.tasks * _ceil(len(self.places), tile_pixels()) * _ceil(int(block["channels"]), self.tile)
+        pixels = tiles * math.prod(self._outputs) if c.dilation[2] > 1 else 0
+        counts = {
+            "product": tiles * outputs * self.lines,
+            "tile": calls * _ceil(c.in_channels, int(block["inputs"])),
+            "input": tiles * padded(c.in_channels, self._itemsize) * c.kernel[0] * blocks_o,
+            "sum": tiles * outputs,
+            "weight": tiles * outputs * self.lines / len(self.places),
+        }
+        counts = {kind: components * count for kind, count in counts.items()}
         return Work(
             self.tasks,
-            {
-                "product": values * c.out_channels * self.lines,
-                "input": values * self.lines * int(block["blocks"][0]),
-                "sum": values * c.out_channels,
-                "weight": self.tasks
-                * math.prod(self.windows)
-                * self.lines
-                * min(int(block["channels"]), c.out_channels),
-                "task": self.tasks,
-            },
+            counts | {"dilated": pixels * (self.lines * blocks_o + c.out_channels), "task": self.tasks},
         )
 
 
@@ -159,13 +160,14 @@ class _WinogradPlan(PiecewisePlan):
         return [self._pack_piece(piece, cut, w) for piece, cut in zip(self._pieces, self._cuts, strict=True)]
 
     def _pack_piece(self, piece: Correlation, cut: _Cut, w: Any) -> Any:
-        taps = contiguous_taps(piece, w, self._accumulator)
-        groups, channels = taps.shape[0], padded(taps.shape[1], taps.itemsize)
-        packed = np.empty((groups, math.prod(cut.windows) * channels * cut.lines), self._accumulator)
-        pitch = padded(_CHUNK * math.prod(cut.taps), taps.itemsize)
-        length = cut.lanes * (2 * pitch + _CHUNK * cut.windows[0] * cut.taps[1])
-        self._pack(groups * channels // cut.lanes, packed.size, length, taps, cut.lines, *cut.windows, *cut.taps,
-                   cut.lanes, cut.tile, _CHUNK, packed)  # fmt: skip
+        elements = padded(piece.out_channels, self._accumulator.itemsize) * cut.lines
+        packed, taps = (
+            np.empty((piece.groups, elements * math.prod(n)), self._accumulator) for n in (cut.windows, cut.taps)
+        )
+        view = piece.weight_view(w).view(np.uint16) if self._half else piece.weight_view(w)
+        self._pack(piece.groups * elements // (cut.lines * cut.lanes), packed.size,
+                   _CHUNK * cut.windows[0] * cut.taps[1] * cut.lanes, view, self._half, *cut.windows, cut.lanes,
+                   cut.tile, _CHUNK, packed, taps)  # fmt: skip
         return packed, taps
 
     def _run_piece(self, piece: Correlation, cut: _Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
@@ -225,7 +227,10 @@ def _running(window: int) -> CostModel:
         accumulator = named_dtype(problem.accumulator_dtype)
         return (_Cut(piece, window, accumulator, _COST_WORKSPACE).work for piece in lower(problem))
 
-    rates = {"product": 2.2e-11, "input": 4e-10, "sum": 6e-10, "weight": 1e-10, "task": 2e-6, "call": 3e-5}
+    rates = {
+        "product": 3.2e-11, "tile": 4e-8, "input": 4.3e-10, "sum": 1e-10, "weight": 7e-11, "dilated": 9e-10,
+        "task": 7e-7, "call": 1.2e-5,
+    }  # fmt: skip
     return CostModel(work, rates)
 
 
@@ -236,7 +241,7 @@ def _packing(window: int) -> CostModel:
             values = math.prod(_windows(piece, window)) * piece.groups * piece.out_channels
             yield Work(piece.groups * piece.out_channels, {"transformed": values * piece.in_channels * piece.kernel[0]})
 
-    return CostModel(work, {"gathered": 2.7e-9, "transformed": 1.2e-9, "call": 1e-5})
+    return CostModel(work, {"gathered": 5e-10, "transformed": 1.3e-9, "call": 7.5e-6})
 
 
 class Winograd4(_Winograd):

@@ -11,7 +11,7 @@ from fastconv.arrays import named_dtype
 from fastconv.cpu.elements import load, resolve
 from fastconv.cpu.jit import TaskKernel, array, generic, inline, integer, records
 from fastconv.cpu.microkernel import multiply_pixels
-from fastconv.cpu.rows import add_row, inside, read_row, write_row
+from fastconv.cpu.rows import add_row, inside, write_row
 from fastconv.cpu.transpose import transpose_block
 from fastconv.cpu.winograd_transforms import transform_input, transform_output, transform_weights
 from fastconv.lowering import GEOMETRY
@@ -90,8 +90,8 @@ def _winograd(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Compute tasks `first` to `last`.
 
-    `weights` is (G, components * O padded * lines) as :func:`_pack` makes it, and `taps` (G, O, lines * taps); `bias`
-    and `residual` may have no elements. A line is one depth of an input channel.
+    `weights` and `taps` are as :func:`_pack` makes them; `bias` and `residual` may have no elements. A line is one
+    depth of an input channel.
     """
     geo, block = geometry[0], blocking[0]
     window_h, window_w, m_h, m_w = block.window[0], block.window[1], block.outputs[0], block.outputs[1]
@@ -198,13 +198,26 @@ def _winograd(  # type: ignore[no-untyped-def]
                     )  # fmt: skip
                 start_h, start_w = h_first * dilation_h + residue_h, w_first * dilation_w + residue_w
                 if not _finite(done[: high * row_length]):
+                    own_taps = taps[g, (o_first + o) * all_lines * kernel_h * kernel_w :]
                     _sum_again(
-                        x[n, g], taps[g, o_first + o : o_first + o + some], mode, half, geo, d, start_h, start_w, m_w,
-                        high, wide, columns, group, inputs, done,
+                        x[n, g], own_taps, mode, half, geo, d, start_h, start_w, m_w, high, wide, columns, group, lanes,
+                        some, inputs, half_way, done,
                     )  # fmt: skip
                 stop_w = start_w + (wide - 1) * dilation_w + 1
                 for k in range(high):
                     h = start_h + k * dilation_h
+                    if y.strides[2] == y.itemsize:  # channels lie side by side there too
+                        for w in range(wide):
+                            pixel = done[k * row_length + w * group : k * row_length + w * group + some]
+                            source = start_w + w * dilation_w
+                            if residual.shape[0] > 0:
+                                add_row(pixel, residual[n, g, o_first + o : o_first + o + some, d, h, source], half)
+                            if bias.shape[0] > 0:
+                                begin = g * geo.out_channels + o_first + o
+                                add_row(pixel, bias[begin : begin + some], 0)
+                            write_row(pixel, pixel.dtype.type(0), activation, parameters, half,
+                                      y[n, g, o_first + o : o_first + o + some, d, h, source])  # fmt: skip
+                        continue
                     for w in range(0, wide, lanes):
                         for i in range(0, some, lanes):
                             transpose_block(
@@ -222,91 +235,102 @@ def _winograd(  # type: ignore[no-untyped-def]
 
 @inline
 def _finite(values):  # type: ignore[no-untyped-def]
-    strange = 0
+    strange = np.uint32(0)
     for i in range(np.uintp(values.shape[0])):
-        strange |= values[i] - values[i] != 0
+        strange |= np.uint32(values[i] - values[i] != 0)
     return strange == 0
 
 
 @inline
-def _sum_again(x, taps, mode, half, geo, d, start_h, start_w, m_w, high, wide, columns, group, window, done):  # type: ignore[no-untyped-def]
-    """Replace what is not finite in ``done (high, columns * m_w, group)`` by the sums of ``taps (O, lines * taps)``.
+def _sum_again(  # type: ignore[no-untyped-def]
+    x, taps, mode, half, geo, d, start_h, start_w, m_w, high, wide, columns, group, lanes, some, window, sums, done
+):
+    """Replace what is not finite in ``done (high, columns * m_w, group)`` by sums of products, a vector at a time.
 
-    ``window`` is room for (lines, high, width) of the input of a tile.
+    `taps` is (vectors of outputs, lines * taps, lanes); `window` is room for the inputs of a tile, `sums` for a vector.
     """
     kernel_d, kernel_h, kernel_w = geo.kernel[0], geo.kernel[1], geo.kernel[2]
     all_lines = geo.in_channels * kernel_d
+    all_taps = all_lines * kernel_h * kernel_w
     for column in range(-(-wide // m_w)):
         across = min(wide - column * m_w, m_w)
-        length = across + kernel_w - 1
-        volume = (high + kernel_h - 1) * length
-        staged = False
-        for i in range(taps.shape[0]):
-            for k in range(high):
-                for q in range(across):
-                    to = (k * columns * m_w + column * m_w + q) * group + i
-                    if done[to] - done[to] == 0:
-                        continue
-                    if not staged:
-                        for line in range(all_lines):
-                            c, kd = divmod(line, kernel_d)
-                            source_d = d * geo.stride[0] + kd * geo.dilation[0] - geo.offset[0]
-                            source_d = resolve(source_d, geo.size[0], mode)
-                            for h in range(high + kernel_h - 1):
-                                source_h = resolve(start_h + h * geo.dilation[1] - geo.offset[1], geo.size[1], mode)
-                                row = window[line * volume + h * length : line * volume + (h + 1) * length]
-                                if source_d < 0 or source_h < 0:
-                                    row[:] = 0
-                                else:
-                                    source_w = start_w + column * m_w * geo.dilation[2] - geo.offset[2]
-                                    read_row(x[c, source_d, source_h], source_w, geo.dilation[2], mode, half, row)
-                        staged = True
-                    total = done.dtype.type(0)
-                    tap = 0
-                    for line in range(all_lines):
-                        for kh in range(kernel_h):
-                            at = line * volume + (k + kh) * length + q
-                            for kw in range(kernel_w):
-                                total += taps[i, tap] * window[at + kw]
-                                tap += 1
-                    done[to] = total
+        width = across + kernel_w - 1
+        volume = (high + kernel_h - 1) * width
+        known = False
+        for o in range(0, some, lanes):
+            for output in range(high * across):
+                k, q = divmod(output, across)
+                to = (k * columns * m_w + column * m_w + q) * group + o
+                if _finite(done[to : to + lanes]):
+                    continue
+                if not known:
+                    for element in range(all_lines * volume):
+                        rest, w = divmod(element, width)
+                        line, h = divmod(rest, high + kernel_h - 1)
+                        c, kd = divmod(line, kernel_d)
+                        source_d = d * geo.stride[0] + kd * geo.dilation[0] - geo.offset[0]
+                        source_h = start_h + h * geo.dilation[1] - geo.offset[1]
+                        source_w = start_w + (column * m_w + w) * geo.dilation[2] - geo.offset[2]
+                        source_d = resolve(source_d, geo.size[0], mode)
+                        source_h = resolve(source_h, geo.size[1], mode)
+                        source_w = resolve(source_w, geo.size[2], mode)
+                        if min(source_d, source_h, source_w) < 0:
+                            window[element] = 0
+                        else:
+                            window[element] = load(x[c, source_d, source_h, source_w], half)
+                    known = True
+                sums[:lanes] = 0
+                for tap in range(all_taps):
+                    rest, kw = divmod(tap, kernel_w)
+                    line, kh = divmod(rest, kernel_h)
+                    value = window[line * volume + (k + kh) * width + q + kw]
+                    weights = taps[(o * all_taps + tap * lanes) :]
+                    for i in range(np.uintp(lanes)):
+                        sums[i] += value * weights[i]
+                for i in range(lanes):
+                    if done[to + i] - done[to + i] != 0:
+                        done[to + i] = sums[i]
 
 
 def _pack(  # type: ignore[no-untyped-def]
-    first, last, taps, lines, window_h, window_w, kernel_h, kernel_w, lanes, tile, chunk, packed, scratch
+    first, last, w, half, window_h, window_w, lanes, tile, chunk, packed, taps, scratch
 ):  # fmt: skip
-    """Transform ``taps (G, O, lines * taps)`` into ``packed (G, components * O padded * lines)``; a task is a vector.
+    """Transform ``w (G, O, C, KD, KH, KW)`` into ``packed (G, components * O padded * lines)``; a task is a vector.
 
     A component is a matrix for each register tile of output channels: (lines, channels), zeros past the last channel.
-    Taps of a `chunk` of lines are transposed, so that a vector holds those of its output channels.
+    ``taps (G, O padded * lines * taps)`` gets the weights as they are: (lines * taps, channels) for each vector.
     """
-    out_channels, volume = taps.shape[1], kernel_h * kernel_w
+    out_channels, kernel_d, kernel_h, kernel_w = w.shape[1], w.shape[3], w.shape[4], w.shape[5]
+    volume, lines = kernel_h * kernel_w, w.shape[2] * kernel_d
     padded_channels = -(-out_channels // lanes) * lanes
-    pitch = -(-chunk * volume // lanes) * lanes
-    transposed, half_way = scratch[lanes * pitch :], scratch[2 * lanes * pitch :]
     for task in range(first, last):
         g, block = divmod(task, padded_channels // lanes)
         o = block * lanes
+        here = min(lanes, out_channels - o)
         start = o // tile * tile
         wide = min(padded_channels - start, tile)
-        for line in range(0, lines, chunk):
-            some = min(chunk, lines - line)
-            scratch[: lanes * pitch] = 0
-            for i in range(min(lanes, out_channels - o)):
-                row, copy = taps[g, o + i, line * volume :], scratch[i * pitch :]
-                for k in range(np.uintp(some * volume)):
-                    copy[k] = row[k]
-            for k in range(0, some * volume, lanes):
-                transpose_block(scratch, k, pitch, transposed, k * lanes, lanes)
+        for line_first in range(0, lines, chunk):
+            some = min(chunk, lines - line_first)
+            gathered = (o * lines + line_first * lanes) * volume
+            to = gathered
+            for line in range(line_first, line_first + some):
+                c, kd = divmod(line, kernel_d)
+                for kh in range(kernel_h):
+                    for kw in range(kernel_w):
+                        for i in range(here):
+                            taps[g, to + i] = load(w[g, o + i, c, kd, kh, kw], half)
+                        for i in range(here, lanes):
+                            taps[g, to + i] = 0
+                        to += lanes
             for kw in range(kernel_w):
                 transform_weights(
-                    window_h, kernel_h, half_way, kw * lanes, kernel_w * lanes, window_h * kernel_w * lanes, transposed,
-                    kw * lanes, kernel_w * lanes, volume * lanes, some, 1,
+                    window_h, kernel_h, scratch, kw * lanes, kernel_w * lanes, window_h * kernel_w * lanes, taps[g],
+                    gathered + kw * lanes, kernel_w * lanes, volume * lanes, some, 1,
                 )  # fmt: skip
             for i in range(window_h):
-                to = (i * window_w * padded_channels + start) * lines + line * wide + o - start
+                at = (i * window_w * padded_channels + start) * lines + line_first * wide + o - start
                 transform_weights(
-                    window_w, kernel_w, packed[g], to, padded_channels * lines, wide, half_way, i * kernel_w * lanes,
+                    window_w, kernel_w, packed[g], at, padded_channels * lines, wide, scratch, i * kernel_w * lanes,
                     lanes, window_h * kernel_w * lanes, some, 1,
                 )  # fmt: skip
 
@@ -321,10 +345,9 @@ def compiled(dtype_name: str, result_name: str, accumulator_name: str) -> tuple[
     vector = array(accumulator, 1, contiguous=True)
     memory = array(accumulator, 1, contiguous=True, readonly=False)
     matrix = array(accumulator, 2, contiguous=True, readonly=False)
-    taps = array(accumulator, 3, contiguous=True)
     table = array(np.dtype(np.int64), 1, contiguous=True)
     kernel = _kernel.compile(
-        array(dtype, 6), matrix, taps, array(result, 6, readonly=False), vector, array(result, 6), records(GEOMETRY),
+        array(dtype, 6), matrix, matrix, array(result, 6, readonly=False), vector, array(result, 6), records(GEOMETRY),
         records(BLOCKING), table, table, integer, integer, vector, memory,
     )  # fmt: skip
-    return kernel, _pack_kernel.compile(taps, *[integer] * 8, matrix, memory)
+    return kernel, _pack_kernel.compile(array(dtype, 6), *[integer] * 6, matrix, matrix, memory)

@@ -85,3 +85,8 @@ def gathering(problem: ConvProblem) -> Iterable[Work]:
         yield from (
             Work(1, {"gathered": piece.groups * piece.out_channels * piece.reduction}) for piece in lower(problem)
         )
+
+
+def scattering(problem: ConvProblem, counts: Mapping[str, float], *kinds: str) -> dict[str, float]:
+    """The elements of those kinds, ``"scattered"``, where rows of a channel are no runs of memory: channels last."""
+    return {"scattered": sum(counts[kind] for kind in kinds) if problem.channels_last else 0.0}

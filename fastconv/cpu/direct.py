@@ -25,7 +25,7 @@ import numpy as np
 from fastconv.arrays import named_dtype
 from fastconv.cpu import parallel
 from fastconv.cpu.algorithm import CpuAlgorithm
-from fastconv.cpu.costs import CostModel, Work, gathering
+from fastconv.cpu.costs import CostModel, Work, gathering, scattering
 from fastconv.cpu.elements import CLIP, resolve
 from fastconv.cpu.jit import Kernel, TaskKernel, array, contiguous_taps, generic, integer, records
 from fastconv.cpu.microkernel import complete_tile, multiply_tile, odd_lines, padded, tile_channels
@@ -282,8 +282,10 @@ class _Cut:
         # Tiles read whole vectors, past the end of the last line: into the sums, which are there anyway.
         self.scratch = lines * line_length + channels * pitch + vector + channels
         self.offsets = (np.arange(lines)[:, None] * line_length + self._offsets(line, part)).ravel()
+        # Where all taps are staged at once, sums of whole vectors do not pass through memory.
+        at_once, results = all_lines <= lines and accumulator.kind == "f", line.rows * columns
         counts = {
-            "product": spatial * pitch * c.out_channels * c.reduction,  # those between the rows included
+            "product": spatial * (results if at_once else pitch) * c.out_channels * c.reduction,  # idle ones included
             "tile": spatial * -(-pitch // strip) * -(-c.out_channels // self.tile) * -(-all_lines // lines),
             "staged": self.tasks * all_lines * line.staged,
             "result": c.batch * c.groups * c.positions * c.out_channels,
@@ -356,7 +358,9 @@ class DirectPlan(PiecewisePlan):
 
 def _work(problem: ConvProblem) -> Iterable[Work]:
     accumulator = named_dtype(problem.accumulator_dtype)
-    return (_Cut(piece, accumulator).work for piece in lower(problem))
+    for piece in lower(problem):
+        work = _Cut(piece.flat or piece, accumulator).work
+        yield work._replace(counts=dict(work.counts) | scattering(problem, work.counts, "staged", "result"))
 
 
 def _packing(problem: ConvProblem) -> Iterable[Work]:
@@ -371,9 +375,13 @@ class Direct(CpuAlgorithm):
 
     name = "direct"
     running = CostModel(
-        _work, {"product": 4.3e-11, "tile": 5.9e-8, "staged": 1.5e-9, "result": 1e-9, "task": 7e-7, "call": 2e-5}
-    )
-    packing = CostModel(_packing, {"gathered": 2.7e-9, "arranged": 1e-9, "call": 5e-6})
+        _work,
+        {
+            "product": 2.2e-11, "tile": 5.9e-8, "staged": 9.2e-10, "result": 1e-10, "scattered": 9.5e-10,
+            "task": 2.1e-7, "call": 1.3e-5,
+        },
+    )  # fmt: skip
+    packing = CostModel(_packing, {"gathered": 2.8e-9, "arranged": 1.2e-9, "call": 9.5e-6})
 
     def why_not(self, problem: ConvProblem) -> str | None:
         return None

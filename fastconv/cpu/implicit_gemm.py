@@ -260,8 +260,9 @@ class _Cut:
             "tile": images / tile_pixels() * across * -(-c.in_channels // int(block["inputs"])),
             "staged": staged * w.length,
             "run": staged * w.length / int(block["inputs"]) if channels_last else staged * w.length / w.span,
-            "result": images * c.out_channels,
+            "transposed": 0 if channels_last else images * c.out_channels,
             "row": images if channels_last else images * c.out_channels / int(block["columns"]),
+            "weight": self.tasks / int(block["blocks"][0]) * c.out_channels * c.reduction,
             "task": self.tasks,
         }
         return Work(self.tasks, counts)
@@ -318,11 +319,11 @@ class ImplicitGemm(CpuAlgorithm):
     running = CostModel(
         _work,
         {
-            "product": 4e-11, "tile": 1e-8, "staged": 1e-10, "run": 8e-9, "result": 4e-10, "row": 1.5e-8, "task": 1e-6,
-            "call": 2e-5,
+            "product": 2e-11, "tile": 5.3e-8, "staged": 2.9e-10, "run": 2.3e-9, "transposed": 2.5e-10, "row": 2.6e-9,
+            "weight": 2.1e-10, "task": 8.4e-8, "call": 1e-5,
         },
     )  # fmt: skip
-    packing = CostModel(_packing, {"gathered": 2e-9, "arranged": 5e-10, "call": 5e-6})
+    packing = CostModel(_packing, {"gathered": 9.7e-10, "arranged": 5.9e-10, "call": 3.5e-5})
 
     def why_not(self, problem: ConvProblem) -> str | None:
         if problem.dtype.startswith("complex"):

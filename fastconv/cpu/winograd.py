@@ -29,11 +29,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fastconv import recycling
 from fastconv.arrays import named_dtype
 from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.costs import CostModel, Work, gathering
 from fastconv.cpu.microkernel import TILE_VECTORS, padded, tile_pixels
 from fastconv.cpu.plan import PiecewisePlan
+from fastconv.cpu.weight_tiles import arrange, outputs_last
 from fastconv.cpu.winograd_kernels import BLOCKING, compiled
 from fastconv.cpu.winograd_transforms import error_bound, reach, window_taps
 from fastconv.lowering import Correlation, lower
@@ -45,7 +47,7 @@ from fastconv.settings import available_cores, get_num_threads
 _TILES = 48  # of a task
 _INPUTS = 256  # input channels (times kernel depth) transformed at once
 _GROUP = 64  # bytes of channels that are staged, and written, together: a cache line
-_CHUNK = 32  # input channels whose weights are transformed at once
+_CHUNK = 16  # input channels whose weights are transformed at once
 _SHARES = 16  # a task takes at most this part of the workspace: so many threads may run one
 _COST_WORKSPACE = 64 << 20
 
@@ -157,17 +159,18 @@ class _WinogradPlan(PiecewisePlan):
 
     def pack(self, w: Any) -> Any:
         """For each piece, its taps transformed, and as they are."""
+        w = w.astype(self._accumulator, copy=False)
+        if len(self._pieces) > 1:
+            w = outputs_last(w, vector_bytes() // self._accumulator.itemsize)
         return [self._pack_piece(piece, cut, w) for piece, cut in zip(self._pieces, self._cuts, strict=True)]
 
     def _pack_piece(self, piece: Correlation, cut: _Cut, w: Any) -> Any:
-        elements = padded(piece.out_channels, self._accumulator.itemsize) * cut.lines
-        packed, taps = (
-            np.empty((piece.groups, elements * math.prod(n)), self._accumulator) for n in (cut.windows, cut.taps)
-        )
-        view = piece.weight_view(w).view(np.uint16) if self._half else piece.weight_view(w)
-        self._pack(piece.groups * elements // (cut.lines * cut.lanes), packed.size,
-                   _CHUNK * cut.windows[0] * cut.taps[1] * cut.lanes, view, self._half, *cut.windows, cut.lanes,
-                   cut.tile, _CHUNK, packed, taps)  # fmt: skip
+        taps = arrange(piece.weight_view(w), cut.lanes, cut.tile)
+        groups, elements = taps.shape[0], taps.shape[1] // math.prod(cut.taps)
+        packed = recycling.empty((groups, elements * math.prod(cut.windows)), self._accumulator)
+        self._pack(groups * _ceil(elements // cut.lines, cut.tile), packed.size,
+                   _CHUNK * cut.windows[0] * cut.taps[1] * cut.tile, taps, cut.lines, *cut.taps, *cut.windows,
+                   cut.lanes, cut.tile, _CHUNK, packed)  # fmt: skip
         return packed, taps
 
     def _run_piece(self, piece: Correlation, cut: _Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
@@ -238,10 +241,14 @@ def _packing(window: int) -> CostModel:
     def work(problem: ConvProblem) -> Iterable[Work]:
         yield from gathering(problem)
         for piece in lower(problem):
-            values = math.prod(_windows(piece, window)) * piece.groups * piece.out_channels
-            yield Work(piece.groups * piece.out_channels, {"transformed": values * piece.in_channels * piece.kernel[0]})
+            lines = piece.groups * piece.out_channels * piece.in_channels * piece.kernel[0]
+            counts = {
+                "arranged": lines * math.prod(piece.kernel[1:]),
+                "transformed": lines * math.prod(_windows(piece, window)),
+            }
+            yield Work(piece.groups * _ceil(piece.out_channels, TILE_VECTORS * 8), counts)
 
-    return CostModel(work, {"gathered": 5e-10, "transformed": 1.3e-9, "call": 7.5e-6})
+    return CostModel(work, {"gathered": 2e-9, "arranged": 5e-10, "transformed": 4.5e-10, "call": 1e-5})
 
 
 class Winograd4(_Winograd):

@@ -90,8 +90,8 @@ def _winograd(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Compute tasks `first` to `last`.
 
-    `weights` and `taps` are as :func:`_pack` makes them; `bias` and `residual` may have no elements. A line is one
-    depth of an input channel.
+    `weights` and `taps` are as :func:`_pack` makes and takes them; `bias` and `residual` may have no elements. A line
+    is one depth of an input channel.
     """
     geo, block = geometry[0], blocking[0]
     window_h, window_w, m_h, m_w = block.window[0], block.window[1], block.outputs[0], block.outputs[1]
@@ -198,9 +198,8 @@ def _winograd(  # type: ignore[no-untyped-def]
                     )  # fmt: skip
                 start_h, start_w = h_first * dilation_h + residue_h, w_first * dilation_w + residue_w
                 if not _finite(done[: high * row_length]):
-                    own_taps = taps[g, (o_first + o) * all_lines * kernel_h * kernel_w :]
                     _sum_again(
-                        x[n, g], own_taps, mode, half, geo, d, start_h, start_w, m_w, high, wide, columns, group, lanes,
+                        x[n, g], taps[g], mode, half, geo, block, d, start_h, start_w, high, wide, columns, o_first + o,
                         some, inputs, half_way, done,
                     )  # fmt: skip
                 stop_w = start_w + (wide - 1) * dilation_w + 1
@@ -243,13 +242,15 @@ def _finite(values):  # type: ignore[no-untyped-def]
 
 @inline
 def _sum_again(  # type: ignore[no-untyped-def]
-    x, taps, mode, half, geo, d, start_h, start_w, m_w, high, wide, columns, group, lanes, some, window, sums, done
+    x, taps, mode, half, geo, block, d, start_h, start_w, high, wide, columns, o_first, some, window, sums, done
 ):
     """Replace what is not finite in ``done (high, columns * m_w, group)`` by sums of products, a vector at a time.
 
-    `taps` is (vectors of outputs, lines * taps, lanes); `window` is room for the inputs of a tile, `sums` for a vector.
+    There are `some` channels from `o_first` on; `window` is room for the inputs of a tile, `sums` for a vector.
     """
     kernel_d, kernel_h, kernel_w = geo.kernel[0], geo.kernel[1], geo.kernel[2]
+    m_w, group, lanes, tile = block.outputs[1], block.group, block.lanes, block.register_tile[1]
+    padded_channels = -(-geo.out_channels // lanes) * lanes
     all_lines = geo.in_channels * kernel_d
     all_taps = all_lines * kernel_h * kernel_w
     for column in range(-(-wide // m_w)):
@@ -258,6 +259,8 @@ def _sum_again(  # type: ignore[no-untyped-def]
         volume = (high + kernel_h - 1) * width
         known = False
         for o in range(0, some, lanes):
+            start = (o_first + o) // tile * tile
+            apart = min(padded_channels - start, tile)
             for output in range(high * across):
                 k, q = divmod(output, across)
                 to = (k * columns * m_w + column * m_w + q) * group + o
@@ -284,7 +287,7 @@ def _sum_again(  # type: ignore[no-untyped-def]
                     rest, kw = divmod(tap, kernel_w)
                     line, kh = divmod(rest, kernel_h)
                     value = window[line * volume + (k + kh) * width + q + kw]
-                    weights = taps[(o * all_taps + tap * lanes) :]
+                    weights = taps[start * all_taps + tap * apart + o_first + o - start :]
                     for i in range(np.uintp(lanes)):
                         sums[i] += value * weights[i]
                 for i in range(lanes):
@@ -293,45 +296,31 @@ def _sum_again(  # type: ignore[no-untyped-def]
 
 
 def _pack(  # type: ignore[no-untyped-def]
-    first, last, w, half, window_h, window_w, lanes, tile, chunk, packed, taps, scratch
+    first, last, taps, lines, kernel_h, kernel_w, window_h, window_w, lanes, tile, chunk, packed, scratch
 ):  # fmt: skip
-    """Transform ``w (G, O, C, KD, KH, KW)`` into ``packed (G, components * O padded * lines)``; a task is a vector.
+    """Transform ``taps (G, O padded * lines * taps)`` into ``packed (G, components * O padded * lines)``.
 
-    A component is a matrix for each register tile of output channels: (lines, channels), zeros past the last channel.
-    ``taps (G, O padded * lines * taps)`` gets the weights as they are: (lines * taps, channels) for each vector.
+    A task is a register tile of output channels, of which the taps are (lines * taps, channels), as each component will
+    be (lines, channels). A `chunk` of lines is transformed at once.
     """
-    out_channels, kernel_d, kernel_h, kernel_w = w.shape[1], w.shape[3], w.shape[4], w.shape[5]
-    volume, lines = kernel_h * kernel_w, w.shape[2] * kernel_d
-    padded_channels = -(-out_channels // lanes) * lanes
+    volume = kernel_h * kernel_w
+    channels = taps.shape[1] // (lines * volume)
     for task in range(first, last):
-        g, block = divmod(task, padded_channels // lanes)
-        o = block * lanes
-        here = min(lanes, out_channels - o)
-        start = o // tile * tile
-        wide = min(padded_channels - start, tile)
-        for line_first in range(0, lines, chunk):
-            some = min(chunk, lines - line_first)
-            gathered = (o * lines + line_first * lanes) * volume
-            to = gathered
-            for line in range(line_first, line_first + some):
-                c, kd = divmod(line, kernel_d)
-                for kh in range(kernel_h):
-                    for kw in range(kernel_w):
-                        for i in range(here):
-                            taps[g, to + i] = load(w[g, o + i, c, kd, kh, kw], half)
-                        for i in range(here, lanes):
-                            taps[g, to + i] = 0
-                        to += lanes
+        g, block = divmod(task, -(-channels // tile))
+        o = block * tile
+        wide = min(channels - o, tile)
+        row = kernel_w * wide
+        for line in range(0, lines, chunk):
+            some = min(chunk, lines - line)
             for kw in range(kernel_w):
                 transform_weights(
-                    window_h, kernel_h, scratch, kw * lanes, kernel_w * lanes, window_h * kernel_w * lanes, taps[g],
-                    gathered + kw * lanes, kernel_w * lanes, volume * lanes, some, 1,
+                    window_h, kernel_h, scratch, kw * wide, row, window_h * row, taps[g],
+                    (o * lines + line * wide) * volume + kw * wide, row, volume * wide, some, wide // lanes,
                 )  # fmt: skip
             for i in range(window_h):
-                at = (i * window_w * padded_channels + start) * lines + line_first * wide + o - start
                 transform_weights(
-                    window_w, kernel_w, packed[g], at, padded_channels * lines, wide, scratch, i * kernel_w * lanes,
-                    lanes, window_h * kernel_w * lanes, some, 1,
+                    window_w, kernel_w, packed[g], (i * window_w * channels + o) * lines + line * wide,
+                    channels * lines, wide, scratch, i * row, wide, window_h * row, some, wide // lanes,
                 )  # fmt: skip
 
 
@@ -350,4 +339,4 @@ def compiled(dtype_name: str, result_name: str, accumulator_name: str) -> tuple[
         array(dtype, 6), matrix, matrix, array(result, 6, readonly=False), vector, array(result, 6), records(GEOMETRY),
         records(BLOCKING), table, table, integer, integer, vector, memory,
     )  # fmt: skip
-    return kernel, _pack_kernel.compile(array(dtype, 6), *[integer] * 6, matrix, matrix, memory)
+    return kernel, _pack_kernel.compile(matrix, *[integer] * 8, matrix, memory)

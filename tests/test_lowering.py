@@ -151,3 +151,22 @@ def test_nothing_in_nothing_out(op, x, w):
     for piece in lower(p):
         evaluate(piece, views.source(a), piece.weight_view(views.weight(b)), piece.target_view(views.result(result)))
     np.testing.assert_array_equal(result, reference(p, a, b))
+
+
+@pytest.mark.parametrize("data_format", ["NCDHW", "NDHWC"])
+def test_a_pointwise_image_is_one_row(data_format):
+    x_shape = (2, 5, 3, 4, 6) if data_format == "NCDHW" else (2, 3, 4, 6, 5)
+    problem = ConvProblem.forward(3, x_shape, (7, 5, 1, 1, 1), data_format=data_format, dtype="float64")
+    (piece,), views = lower(problem), Views(problem)
+    x, w, _, _ = make_operands(problem)
+    y = np.zeros(problem.result_shape)
+    source, target = (view.reshape(*view.shape[:3], 1, 1, 3 * 4 * 6) for view in (views.source(x), views.result(y)))
+    evaluate(piece.flat, source, views.weight(w), target)
+    np.testing.assert_allclose(y, reference(problem, x, w), atol=1e-12)
+
+
+def test_only_a_pointwise_image_is_one_row():
+    build = ConvProblem.forward
+    for kernel, arguments in ((3, {"padding": 1}), (1, {"stride": 2}), (1, {"padding": 1}), (1, {"padding": (0, 0)})):
+        (piece,) = lower(build(2, (1, 2, 6, 6), (3, 2, kernel, kernel), **arguments))
+        assert (piece.flat is not None) == (arguments == {"padding": (0, 0)})

@@ -210,7 +210,49 @@ def winograd() -> None:
     note(product, 12, 11, "36 matrix products for 16 outputs of each channel;\nA turns 36 sums into the tile")
 
 
-FIGURES = {figure.__name__: figure for figure in (direct, implicit_gemm, im2col, fft, winograd)}
+def depthwise() -> None:
+    """The two layouts of staged input, and the tile with a run of three taps."""
+    planes, pixels, tile = panels("planes: vectors along the row", "pixels: vectors of channels", "a run of three taps")
+    grid(planes, 5, 1, 14, 10, EMPTY)
+    grid(planes, 6, 2, 12, 8, INPUT)
+    for row in range(8):
+        frame(planes, 6, 2 + row, 4, 1)
+    note(
+        planes,
+        12,
+        12.6,
+        "staged in whole vectors, padding (white) written once;\noutlined: what a tile reads of tap 1,1",
+    )
+
+    for c in range(3):
+        left, top = 8.4 - 2.6 * c, 1 + 1.3 * c
+        grid(pixels, left, top, 9, 7, EMPTY, 1.2)
+        grid(pixels, left + 1.2, top + 1.2, 7, 5, INPUT, 1.2)
+    note(
+        pixels,
+        12,
+        13,
+        "a vector holds one pixel of neighbouring channels;\ntiles, runs and order of the sums are the same",
+    )
+
+    height, taps, lanes = 5, 3, 4
+    grid(tile, 5.5, 1.2, lanes, height + taps - 1, INPUT, 1.2)
+    grid(tile, 15, 2.4, lanes, height, OUTPUT, 1.2)
+    grid(tile, 12, 6, 1, taps, WEIGHT, 1.2)
+    frame(tile, 5.5, 3.6, lanes * 1.2, 1.2)
+    for row in range(taps):
+        tile.annotate("", (14.9, 3.0 + 1.2 * row), (10.4, 4.2), arrowprops={"arrowstyle": "->", "color": "#c51b1b"})
+    note(tile, 5, 5.4, "staged\nrows", "right")
+    note(tile, 20.2, 5.4, "sums in\nregisters", "left")
+    note(
+        tile,
+        12,
+        12.4,
+        "one loaded row (outlined) meets the three taps of a\nkernel column, each for another row of results",
+    )
+
+
+FIGURES = {figure.__name__: figure for figure in (direct, implicit_gemm, im2col, fft, winograd, depthwise)}
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ def moved(builder: ir.IRBuilder, pointer: ir.Value, amount: ir.Value | int, unit
     return builder.gep(pointer, [INDEX(amount) if isinstance(amount, int) else amount], source_etype=unit)
 
 
-def data_of(context: Any, builder: ir.IRBuilder, kind: Any, array: ir.Value, unit: Any, at: ir.Value) -> Any:
+def data_of(context: Any, builder: ir.IRBuilder, kind: Any, array: ir.Value, unit: Any, at: Any) -> Any:
     """The address of an array's data, so many units further on."""
     return moved(builder, context.make_array(kind)(context, builder, array).data, at, unit)
 
@@ -68,20 +68,21 @@ def counted(builder: ir.IRBuilder, start: ir.Value, stop: ir.Value, step: int = 
 
 
 def define_copy(module: ir.Module, number: ir.Type, parts: int) -> ir.Function:
-    """The function (target of each part …, pitch, source, stride, rows, length); pitch and stride in bytes."""
+    """The function (target of each part …, slot, pitch, source, leap, stride, planes, rows, length); steps in bytes."""
     size = itemsize(number)
     lanes = vector_bytes() // size
     function, known = define(
-        module, f"fastconv_copy_{number}_{lanes}_{parts}", [POINTER] * parts + [INDEX, POINTER, INDEX, INDEX, INDEX]
-    )
+        module, f"fastconv_copy_{number}_{lanes}_{parts}",
+        [POINTER] * parts + [INDEX, INDEX, POINTER, INDEX, INDEX, INDEX, INDEX, INDEX],
+    )  # fmt: skip
     if known:
         return function
-    *targets, pitch, source, stride, rows, length = function.args
+    *targets, slot, pitch, source, leap, stride, planes, rows, length = function.args
     builder = ir.IRBuilder(function.append_basic_block())
     whole = builder.and_(length, INDEX(-parts * lanes))
-    with counted(builder, INDEX(0), rows) as row:
-        start = moved(builder, source, builder.mul(row, stride), BYTE)
-        to = builder.mul(row, pitch)
+    with counted(builder, INDEX(0), planes) as plane, counted(builder, INDEX(0), rows) as row:
+        start = moved(builder, source, builder.add(builder.mul(plane, leap), builder.mul(row, stride)), BYTE)
+        to = builder.add(builder.mul(plane, slot), builder.mul(row, pitch))
 
         def copy(at: ir.Value, count: int) -> None:
             """Elements `at` to `at + count`; `at` is a multiple of the parts."""
@@ -105,30 +106,37 @@ def define_copy(module: ir.Module, number: ir.Type, parts: int) -> ir.Function:
 
 def _copying(parts: int) -> Any:
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        target, *firsts, pitch, source, begin, stride, rows, length = arguments
+        target, *firsts, slot, pitch, source, begin, leap, stride, planes, rows, length = arguments
         number = context.get_data_type(signature.args[0].dtype)
+        size = INDEX(itemsize(number))
         to = [data_of(context, builder, signature.args[0], target, number, first) for first in firsts]
-        from_ = data_of(context, builder, signature.args[parts + 2], source, BYTE, begin)
+        from_ = data_of(context, builder, signature.args[parts + 3], source, BYTE, begin)
+        steps = builder.mul(slot, size), builder.mul(pitch, size)
         copy = define_copy(builder.module, number, parts)
-        builder.call(copy, (*to, builder.mul(pitch, INDEX(itemsize(number))), from_, stride, rows, length))
+        builder.call(copy, (*to, *steps, from_, leap, stride, planes, rows, length))
         return context.get_dummy_value()
 
     return generate
 
 
 @intrinsic
-def copy_rows(typing_context, target, first, pitch, source, begin, stride, rows, length):  # type: ignore[no-untyped-def]
-    """Copy rows, found ``begin + r * stride`` bytes into the source, to element ``first + r * pitch`` of the target."""
+def copy_planes(  # type: ignore[no-untyped-def]
+    typing_context, target, first, slot, pitch, source, begin, leap, stride, planes, rows, length
+):
+    """Copy rows of planes: row r of plane p goes to element ``first + p * slot + r * pitch`` of the target.
+
+    It is found ``begin + p * leap + r * stride`` bytes into the source.
+    """
     from numba import types
 
-    return types.void(target, first, pitch, source, begin, stride, rows, length), _copying(1)
+    return types.void(target, first, slot, pitch, source, begin, leap, stride, planes, rows, length), _copying(1)
 
 
 @intrinsic
-def split_rows(  # type: ignore[no-untyped-def]
-    typing_context, target, even, odd, pitch, source, begin, stride, rows, length
+def split_planes(  # type: ignore[no-untyped-def]
+    typing_context, target, even, odd, slot, pitch, source, begin, leap, stride, planes, rows, length
 ):
-    """The same, but elements 0, 2, 4, … of a row go to ``even + r * pitch``, the others to ``odd + r * pitch``."""
+    """The same, but elements 0, 2, 4, … of a row go to ``even + …``, the others to ``odd + …``."""
     from numba import types
 
-    return types.void(target, even, odd, pitch, source, begin, stride, rows, length), _copying(2)
+    return types.void(target, even, odd, slot, pitch, source, begin, leap, stride, planes, rows, length), _copying(2)

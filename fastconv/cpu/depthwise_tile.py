@@ -12,11 +12,12 @@ weights, broadcast, and height + n - 1 vectors of input, for n * height multiply
 Two loads and two multiply-adds go in a cycle, and half of the unaligned loads touch two cache lines and take the place
 of two, so that a run of three is bound by its multiply-adds: (3 + 1.5 * 10) / 2 = 9 against 24 / 2 = 12 cycles. Eight
 sums are what the latency of four cycles needs; with three weights and an input they fit 16 registers. The tile knows
-nothing of the kernel's size, of strides, depth or channels: they are in the list of the runs' offsets.
+nothing of the kernel's size, of strides, depth or channels: they are in the table of runs.
 """
 
 from __future__ import annotations
 
+import numpy as np
 from llvmlite import ir
 
 from fastconv.cpu.copying import BYTE, INDEX, LANE, POINTER, counted, data_of, define, itemsize, moved
@@ -31,8 +32,24 @@ LONGEST_RUN = 3
 HEIGHTS = (7, 8)
 
 
+#: The numbers of a strip that stay the same throughout a correlation. Staged input, in elements: `slot` leads from
+#: group to group (or from vector of groups to vector of groups), `pitch` from row to row of a tile, `step` from tile to
+#: tile. Weights and bias: those of the next group are `group_weights` and `group_biases` further on, the next tap of a
+#: run is `apart`. `runs` says how many runs there are of three, two and one taps, `height` how many rows a tile has.
+STRIP = np.dtype(
+    [(name, np.int64) for name in ("slot", "pitch", "step", "group_weights", "group_biases", "apart", "height")]
+    + [("runs", np.int64, (LONGEST_RUN,))]
+)
+
+
+def _field(builder: ir.IRBuilder, strip: ir.Value, name: str, k: int = 0) -> ir.Value:
+    """The k-th number of a field of :data:`STRIP`."""
+    assert STRIP.fields is not None
+    return builder.load(moved(builder, strip, STRIP.fields[name][1] + 8 * k, BYTE), typ=INDEX)
+
+
 def _define_strip(module: ir.Module, number: ir.Type, height: int, spread: bool) -> ir.Function:
-    """The function (out, its pitch and step, staged, pitch, step, tiles, offsets, runs …, weights, bias, bounds)."""
+    """The function of :func:`convolve_strip` for one height, with pointers for arrays."""
     from numba.core import cgutils
 
     size = itemsize(number)
@@ -40,11 +57,11 @@ def _define_strip(module: ir.Module, number: ir.Type, height: int, spread: bool)
     vector = ir.VectorType(number, lanes)
     function, known = define(
         module, f"fastconv_strip_{number}_{lanes}_{height}_{spread}",
-        [POINTER, INDEX, INDEX, POINTER, INDEX, INDEX, INDEX, POINTER, *[INDEX] * LONGEST_RUN, *[POINTER] * 3],
+        [POINTER, INDEX, INDEX, INDEX, POINTER, INDEX, INDEX, POINTER, POINTER, POINTER, POINTER, POINTER],
     )  # fmt: skip
     if known:
         return function
-    out, out_pitch, out_step, staged, pitch, step, tiles, offsets, *counts, weights, bias, bounds = function.args
+    out, out_slot, out_pitch, out_step, staged, groups, tiles, strip, table, weights, biases, bounds = function.args
     builder = ir.IRBuilder(function.append_basic_block())
 
     def load(place: ir.Value) -> ir.Value:
@@ -55,32 +72,37 @@ def _define_strip(module: ir.Module, number: ir.Type, height: int, spread: bool)
         first = builder.insert_element(undefined, builder.load(place, typ=number), LANE(0))
         return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(LANE, lanes), None))
 
+    def field(name: str, k: int = 0) -> ir.Value:
+        return _field(builder, strip, name, k)
+
     weight = broadcast if spread else load
-    width = 1 if spread else lanes  # elements of a weight
     sums = [cgutils.alloca_once(builder, vector) for _ in range(height)]  # LLVM keeps these in registers
     ordered = builder.icmp_signed if isinstance(number, ir.IntType) else builder.fcmp_ordered
+    pitch, apart, counts = field("pitch"), field("apart"), [field("runs", k) for k in range(LONGEST_RUN)]
 
-    with counted(builder, INDEX(0), tiles) as tile:
-        base = moved(builder, staged, builder.mul(tile, step), number)
-        to = moved(builder, out, builder.mul(tile, out_step), BYTE)
-        start = weight(bias)
+    with counted(builder, INDEX(0), groups) as group, counted(builder, INDEX(0), tiles) as tile:
+        at = builder.add(builder.mul(group, field("slot")), builder.mul(tile, field("step")))
+        base = moved(builder, staged, at, number)
+        to = moved(builder, out, builder.add(builder.mul(group, out_slot), builder.mul(tile, out_step)), BYTE)
+        taps_of_group = moved(builder, weights, builder.mul(group, field("group_weights")), number)
+        start = weight(moved(builder, biases, builder.mul(group, field("group_biases")), number))
         for total in sums:
             builder.store(start, total)
-        first = tap = INDEX(0)  # number of the first run of a length, and of its first tap
+        first = INDEX(0)  # run of its length
         for taps, count in zip(range(LONGEST_RUN, 0, -1), counts, strict=True):
-            with counted(builder, INDEX(0), count) as run:
-                offset = builder.load(moved(builder, offsets, builder.add(first, run), INDEX), typ=INDEX)
-                place = moved(builder, base, offset, number)
-                at = builder.mul(builder.add(tap, builder.mul(run, INDEX(taps))), INDEX(width))
-                at = moved(builder, weights, at, number)
-                factors = [weight(moved(builder, at, k * width, number)) for k in range(taps)]
+            with counted(builder, INDEX(0), count) as index:
+                run = moved(builder, table, builder.mul(builder.add(first, index), INDEX(2)), INDEX)
+                place = moved(builder, base, builder.load(run, typ=INDEX), number)
+                tap = moved(builder, taps_of_group, builder.load(moved(builder, run, 1, INDEX), typ=INDEX), number)
+                factors = [weight(moved(builder, tap, builder.mul(apart, INDEX(k)), number)) for k in range(taps)]
                 for row in range(height + taps - 1):
+                    # A fence for LLVM alone: else it loads many rows ahead and has no registers for them.
+                    builder.fence("seq_cst", "singlethread")
                     values = load(moved(builder, place, builder.mul(pitch, INDEX(row)), number))
                     for k in range(max(row - height + 1, 0), min(taps, row + 1)):
                         before = builder.load(sums[row - k], typ=vector)
                         builder.store(multiply_add(builder, values, factors[k], before), sums[row - k])
             first = builder.add(first, count)
-            tap = builder.add(tap, builder.mul(count, INDEX(taps)))
         with builder.if_then(builder.icmp_unsigned("!=", bounds, POINTER(None))):
             for bound, beyond in enumerate("<>"):
                 limit = broadcast(moved(builder, bounds, bound, number))
@@ -96,43 +118,43 @@ def _define_strip(module: ir.Module, number: ir.Type, height: int, spread: bool)
 
 @intrinsic
 def convolve_strip(  # type: ignore[no-untyped-def]
-    typing_context, out, begin, out_pitch, out_step, staged, at, pitch, step, tiles, offsets, runs, weights, first,
-    bias, channel, bounds, clipped, height,
+    typing_context, out, begin, out_slot, out_pitch, out_step, staged, at, groups, tiles, strip, table, weights, tap,
+    biases, bias, bounds, clipped,
 ):  # fmt: skip
-    """Write ``act(bias[channel] + sum of taps)`` for tiles side by side.
+    """Write ``act(bias + sum of taps)`` for tiles side by side, of several groups.
 
-    Row r of tile j goes ``begin + r * out_pitch + j * out_step`` bytes into `out`, and reads ``staged[at + offset +
-    r * pitch + j * step:]``. `runs` says how many runs there are of three, two and one taps, `offsets` where each
-    begins; ``weights[first:]`` are their taps. If `clipped`, `bounds` holds the two limits. Weights and bias are
-    numbers to be broadcast; or, if `weights` has three axes, vectors.
+    Row r of tile j of group g goes ``begin + g * out_slot + r * out_pitch + j * out_step`` bytes into `out`, and reads
+    ``staged[at + g * slot + offset + r * pitch + j * step:]``; ``strip[0]`` is a :data:`STRIP`. `table` holds the
+    offset of each run and where its first tap is, counted from ``weights[tap + g * group_weights:]`` on. If `clipped`,
+    `bounds` holds the two limits. Weights and biases are numbers to be broadcast; or, if `weights` has three axes,
+    vectors.
     """
     from numba import types
 
     signature = types.void(
-        out, begin, out_pitch, out_step, staged, at, pitch, step, tiles, offsets, runs, weights, first, bias, channel,
-        bounds, clipped, height,
+        out, begin, out_slot, out_pitch, out_step, staged, at, groups, tiles, strip, table, weights, tap, biases, bias,
+        bounds, clipped,
     )  # fmt: skip
     spread = weights.ndim < 3
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         number = context.get_data_type(staged.dtype)
 
-        def data(k: int, at: ir.Value, unit: ir.Type = number) -> ir.Value:
+        def data(k: int, at: ir.Value | int = 0, unit: ir.Type = number) -> ir.Value:
             return data_of(context, builder, signature.args[k], arguments[k], unit, at)
 
-        counts = [builder.load(data(10, INDEX(k), INDEX), typ=INDEX) for k in range(LONGEST_RUN)]
-        limits = builder.select(arguments[16], data(15, INDEX(0)), POINTER(None))
+        limits = builder.select(arguments[16], data(15), POINTER(None))
         passed = (
-            data(0, arguments[1], BYTE), *arguments[2:4], data(4, arguments[5]), *arguments[6:9], data(9, INDEX(0)),
-            *counts, data(11, arguments[12]), data(13, arguments[14]), limits,
+            data(0, arguments[1], BYTE), *arguments[2:5], data(5, arguments[6]), *arguments[7:9], data(9), data(10),
+            data(11, arguments[12]), data(13, arguments[14]), limits,
         )  # fmt: skip
         done = builder.append_basic_block("strip.done")
-        switch = builder.switch(arguments[17], done)
-        for height in HEIGHTS:
-            case = builder.append_basic_block(f"strip.{height}")
-            switch.add_case(INDEX(height), case)
+        switch = builder.switch(_field(builder, passed[7], "height"), done)
+        for rows in HEIGHTS:
+            case = builder.append_basic_block(f"strip.{rows}")
+            switch.add_case(INDEX(rows), case)
             builder.position_at_end(case)
-            builder.call(_define_strip(builder.module, number, height, spread), passed)
+            builder.call(_define_strip(builder.module, number, rows, spread), passed)
             builder.branch(done)
         builder.position_at_end(done)
         return context.get_dummy_value()

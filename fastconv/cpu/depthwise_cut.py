@@ -1,0 +1,195 @@
+"""How depthwise convolution is cut into tasks, and its taps into runs.
+
+A task takes some groups, rows and columns of the results, of one depth. What it stages of the input is laid out in one
+of two ways. *Planes*: the vectors of a tile lie along the row, a group has a slot of its own, and the stride along the
+row is taken out by splitting it into parts, part p of elements p, p + s, p + 2 s, … *Pixels*: the vectors hold
+neighbouring groups, which therefore share a slot; a pixel is a vector, and strides need no care.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from fastconv.cpu.depthwise_tile import HEIGHTS, LONGEST_RUN, STRIP
+from fastconv.cpu.jit import inline
+from fastconv.cpu.microkernel import padded
+from fastconv.lowering import Correlation
+from fastconv.settings import available_cores
+
+_STAGED = 32 << 10  # bytes staged of the planes of one group in a task, if a tile's own rows do not need more
+_TOGETHER = 12 << 10  # bytes staged of several groups: with as much of results they stay in L1
+_WIDTH = 1024  # elements of the longest part of a row of planes in one task
+_STAGED_PIXELS = 32 << 10  # bytes of pixels staged by a task
+_PIXEL = 128  # bytes of a staged pixel, if there is room for some _COLUMNS of results: whole lines of the cache
+_COLUMNS = 16
+_FEWEST_ROWS = 4  # fewer rows of results are better covered by tiles that lie along the row
+
+#: How a correlation is cut: `blocks` tasks along groups, height and width, of so many `slots` of groups, rows and
+#: columns. A `plane` is what is staged of one (channel, kd); its rows are `row` elements apart, its pixels or elements
+#: `pixel`, the parts of a row `part`. Results in scratch memory begin at `sums` and go on for a group every
+#: `sums_slot`, for a row of the tile every `sums_pitch`, for a tile every `sums_step`; a vector of `bias` follows.
+BLOCKING = np.dtype(
+    [(name, np.int64) for name in ("slots", "rows", "columns", "lanes", "pixels", "along", "plane", "row", "pixel")]
+    + [(name, np.int64) for name in ("part", "sums", "sums_slot", "sums_pitch", "sums_step", "bias")]
+    + [("blocks", np.int64, (3,))]
+)
+
+
+@inline
+def task_of(task, geo, block):  # type: ignore[no-untyped-def]
+    """Of a task: its place, the image, the first slot and how many, depth, first row and column, rows, columns.
+
+    Tasks at one place follow one another: their padding lies where it lay, and is written once.
+    """
+    place, rest = divmod(task, geo.batch * block.blocks[0])
+    n, slots = divmod(rest, block.blocks[0])
+    rest, w = divmod(place, block.blocks[2])
+    d, h = divmod(rest, block.blocks[1])
+    first, h, w = slots * block.slots, h * block.rows, w * block.columns
+    vector = block.lanes if block.pixels else 1
+    slots = min(block.slots, (geo.groups + vector - 1) // vector - first)
+    return place, n, first, slots, d, h, w, min(block.rows, geo.count[1] - h), min(block.columns, geo.count[2] - w)
+
+
+@inline
+def inside(start, length, size):  # type: ignore[no-untyped-def]
+    """Of `length` padded indices from `start` on: the first inside an axis, and the first past its end."""
+    low = min(max(-start, 0), length)
+    return low, max(min(size - start, length), low)
+
+
+def _up(n: int, to: int) -> int:
+    """The least multiple that is not smaller."""
+    return -(-n // to) * to
+
+
+def _tasks() -> int:
+    """At least so many tasks a piece should have, if there is work for them."""
+    return 4 * available_cores()
+
+
+def _runs(taps: int, apart: int) -> list[np.ndarray[Any, Any]]:
+    """The taps of a column of the kernel in runs of three, two and one: an array (runs, taps) for each length.
+
+    Taps of a run are so many `apart`; 0 if there are no longer runs.
+    """
+    chains = [range(first, taps, apart) for first in range(min(apart, taps))] if apart else [[k] for k in range(taps)]
+    runs = [chain[i : i + LONGEST_RUN] for chain in chains for i in range(0, len(chain), LONGEST_RUN)]
+    return [
+        np.array([run for run in runs if len(run) == length], np.int64).reshape(-1, length)
+        for length in range(LONGEST_RUN, 0, -1)
+    ]
+
+
+class Cut:
+    """How a correlation is cut into tasks.
+
+    Parameters
+    ----------
+    correlation : Correlation
+    itemsize : int
+        Bytes of the accumulator.
+    pixels : bool
+        Whether vectors hold neighbouring groups, not neighbouring elements of a row.
+    """
+
+    def __init__(self, correlation: Correlation, itemsize: int, pixels: bool) -> None:
+        self._correlation = c = correlation
+        depth, height, width = c.count
+        (_, stride, stride_w), (_, dilation, dilation_w) = c.stride, c.dilation
+        reach, reach_w = (c.kernel[1] - 1) * dilation + 1, (c.kernel[2] - 1) * dilation_w + 1
+        lanes = padded(1, itemsize)
+        planes = c.in_channels * c.kernel[0] if c.reduction else 0
+        along = height < _FEWEST_ROWS
+        self._turned, self.through_scratch = along and pixels, along and not pixels
+
+        columns = min(width, _WIDTH)
+        vectors = columns if pixels else -(-columns // lanes)
+        tall = min(HEIGHTS, key=lambda tile: (_up(vectors if along else height, tile), -tile))
+        least = 1 if along else tall
+        slots = -(-c.groups // lanes) if pixels else c.groups
+        spread = c.batch * slots * depth
+        if pixels:
+            room = _STAGED_PIXELS // itemsize
+            for together in (_PIXEL // itemsize // lanes, 1):
+                pixel = min(together, slots) * lanes
+                fitting = (room // max(planes * ((least - 1) * stride + reach) * pixel, 1) - reach_w) // stride_w + 1
+                if fitting >= min(_COLUMNS, width):
+                    break
+            columns = vectors = min(columns, max(fitting, _COLUMNS))
+            part = row = ((_up(columns, tall if along else 1) - 1) * stride_w + reach_w) * pixel
+            across, step = _up(columns, tall if along else 1) * lanes, stride_w * pixel
+        else:
+            room, pixel, step = _STAGED // itemsize, 1, lanes
+            across = _up(columns, tall * lanes if along else lanes)
+            part = _up(across + (reach_w - 1) // stride_w, lanes)
+            row = stride_w * part
+
+        def plane(rows: int) -> int:
+            """Elements staged of one (channel, kd) for so many rows of results."""
+            return ((_up(rows, least) - 1) * stride + reach) * row
+
+        most = least + max(room - planes * plane(least), 0) // max(planes * stride * row, 1)
+        rows = _up(-(-height // -(-height // most)), least)
+        rows = min(rows, max(_up(height * spread // _tasks(), least), least))
+        staged = planes * plane(rows)
+        if pixels:
+            together, slot = pixel // lanes, lanes
+        else:
+            together, slot = max(min(_TOGETHER // itemsize // max(staged, 1), slots, spread // _tasks()), 1), staged
+            staged *= together
+        blocks = -(-slots // together), -(-height // rows), -(-width // columns)
+        sums = _up(rows, least) * across
+        self.tasks = c.batch * depth * math.prod(blocks)
+        self.staged = staged
+        self.scratch = staged + together * sums + lanes
+
+        self._planes = np.arange(planes)[:, None, None]
+        pitch = (stride_w * pixel if pixels else lanes) if along else stride * row
+        taps, stride, dilation = (
+            (c.kernel[2], stride_w, dilation_w) if self._turned else (c.kernel[1], stride, dilation)
+        )
+        apart = 0 if stride % dilation or self.through_scratch else stride // dilation
+        self._runs = _runs(taps, apart)
+        unit = lanes if pixels else 1
+        strip = self.strip = np.zeros(1, STRIP)
+        strip["slot"], strip["pitch"], strip["step"] = slot, pitch, c.stride[1] * row if along else step
+        strip["group_weights"], strip["group_biases"] = c.out_channels * c.reduction * unit, c.out_channels * unit
+        strip["apart"] = apart * (1 if self._turned else c.kernel[2]) * unit
+        strip["height"] = tall
+        strip["runs"] = [len(runs) * c.reduction // max(taps, 1) for runs in self._runs]
+        block = self.blocking = np.zeros(1, BLOCKING)
+        block["slots"], block["rows"], block["columns"], block["blocks"] = together, rows, columns, blocks
+        block["lanes"], block["pixels"], block["along"] = lanes, pixels, along
+        block["plane"], block["row"], block["pixel"], block["part"] = plane(rows), row, pixel, part
+        block["sums"], block["sums_slot"], block["bias"] = staged, sums, staged + together * sums
+        block["sums_pitch"], block["sums_step"] = (lanes, across) if along else (across, lanes)
+
+        tiles = spread * blocks[1] * blocks[2] * c.out_channels * sums // (tall * lanes)
+        #: What a piece costs, idle products and padding included, if all is read and written in vectors.
+        self.counted = {
+            "product": tiles * tall * lanes * c.reduction,
+            "tile": tiles,
+            "staged": self.tasks * staged,
+            "task": self.tasks,
+        }
+
+    def table(self) -> np.ndarray[Any, Any]:
+        """For each run, where it begins in a slot, and where its first weight is."""
+        c, block = self._correlation, self.blocking[0]
+        _, height, width = c.kernel
+        rows, columns = np.arange(height)[:, None] * c.dilation[1], np.arange(width) * c.dilation[2]
+        parts = block["row"] // block["part"]
+        places = rows * block["row"] + columns % parts * block["part"] + columns // parts * block["pixel"]
+        weights = np.arange(height * width).reshape(height, width)
+        if self._turned:
+            places, weights = places.T, weights.T
+        unit = block["lanes"] if block["pixels"] else 1
+        found = [
+            (places[first] + self._planes * block["plane"], (weights[first] + self._planes * weights.size) * unit)
+            for first in (runs[:, 0] for runs in self._runs)
+        ]
+        return np.concatenate([np.stack(pair, axis=-1).ravel() for pair in found])

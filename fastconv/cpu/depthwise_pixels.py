@@ -1,0 +1,113 @@
+"""Depthwise convolution where the vectors hold neighbouring channels: arrays with channels last, read in place.
+
+A staged plane has a vector for each pixel. Rows of pixels have no tails and strides need no care; each tap has a vector
+of weights.
+"""
+
+from __future__ import annotations
+
+from fastconv.cpu.copying import copy_planes
+from fastconv.cpu.depthwise_cut import inside, task_of
+from fastconv.cpu.depthwise_tile import convolve_strip
+from fastconv.cpu.elements import CLIP, load, resolve
+from fastconv.cpu.jit import inline
+from fastconv.cpu.rows import add_row, write_row
+
+
+@inline
+def _stage(  # type: ignore[no-untyped-def]
+    x, n, first, slots, d, start_h, start_w, rows, columns, geo, block, half, scratch
+):  # fmt: skip
+    """Stage `rows` by `columns` padded pixels of every kd for some vectors of groups; zeros are there already."""
+    mode, lanes = geo.padding_mode, block.lanes
+    low_h, high_h = inside(start_h, rows, geo.size[1])
+    low_w, high_w = inside(start_w, columns, geo.size[2])
+    in_vectors = mode == 0 and x.itemsize == scratch.itemsize and x.strides[1] == x.itemsize
+    corner = n * x.strides[0] + start_h * x.strides[4] + (start_w + low_w) * x.strides[5]
+    for kd in range(geo.kernel[0]):
+        source_d = resolve(d * geo.stride[0] + kd * geo.dilation[0] - geo.offset[0], geo.size[0], mode)
+        if in_vectors:
+            low, high = (low_h, high_h) if source_d >= 0 else (0, 0)
+        else:
+            low, high = 0, rows
+        group = first * lanes
+        groups = min(slots * lanes, geo.groups - group)
+        for h in range(low, high):
+            at = kd * block.plane + h * block.row
+            if in_vectors:
+                begin = corner + group * x.strides[1] + source_d * x.strides[3] + h * x.strides[4]
+                at += low_w * block.pixel
+                copy_planes(scratch, at, 0, block.pixel, x, begin, 0, x.strides[5], 1, high_w - low_w, groups)
+                continue
+            source_h = resolve(start_h + h, geo.size[1], mode)
+            for w in range(columns):
+                source_w = resolve(start_w + w, geo.size[2], mode)
+                pixel = scratch[at + w * block.pixel : at + w * block.pixel + groups]
+                if source_d < 0 or source_h < 0 or source_w < 0:
+                    pixel[:] = 0
+                else:
+                    for i in range(groups):
+                        pixel[i] = load(x[n, group + i, 0, source_d, source_h, source_w], half)
+
+
+def convolve_pixels(  # type: ignore[no-untyped-def]
+    first, last, x, weights, y, bias, residual, geometry, blocking, strip, table, half, activation, parameters, scratch
+):  # fmt: skip
+    """Compute tasks `first` to `last`; `weights` is (vectors of G, taps, lanes), `residual` may have no elements."""
+    geo, block = geometry[0], blocking[0]
+    lanes, height, pitch, size = block.lanes, strip[0].height, strip[0].pitch, scratch.itemsize
+    taps = weights.shape[1]
+    clipped = activation == CLIP
+    in_place = residual.shape[0] == 0 and activation <= CLIP and half == 0 and y.strides[1] == y.itemsize
+    y_pitch, y_step = (y.strides[5], y.strides[4]) if block.along else (y.strides[4], y.strides[5])
+    known = -1
+    for task in range(first, last):
+        place, n, slot_first, slots, d, h, w, rows, columns = task_of(task, geo, block)
+        if place != known:
+            known = place
+            scratch[: block.sums] = 0
+        if taps > 0:
+            _stage(
+                x, n, slot_first, slots, d, h * geo.stride[1] - geo.offset[1], w * geo.stride[2] - geo.offset[2],
+                (rows - 1) * geo.stride[1] + (geo.kernel[1] - 1) * geo.dilation[1] + 1,
+                (columns - 1) * geo.stride[2] + (geo.kernel[2] - 1) * geo.dilation[2] + 1,
+                geo, block, half, scratch,
+            )  # fmt: skip
+        g_first = slot_first * lanes
+        groups = min(slots * lanes, geo.groups - g_first)
+        corner = (
+            n * y.strides[0] + g_first * y.strides[1] + d * y.strides[3] + h * y.strides[4] + w * y.strides[5]
+        )  # fmt: skip
+        down, across = (columns, rows) if block.along else (rows, columns)
+        for r in range(0, down, height):
+            whole = groups // lanes if in_place and r + height <= down else 0
+            if whole > 0:
+                convolve_strip(
+                    y, corner + r * y_pitch, lanes * size, y_pitch, y_step, scratch, r * pitch, whole, across, strip,
+                    table, weights, slot_first * taps * lanes, bias, g_first, parameters, clipped,
+                )  # fmt: skip
+            for i in range(whole, slots):
+                g, here = g_first + i * lanes, min(lanes, groups - i * lanes)
+                copy_planes(scratch, block.bias, 0, 0, bias, g * size, 0, 0, 1, 1, here)
+                sums = block.sums + i * block.sums_slot + r * block.sums_pitch
+                convolve_strip(
+                    scratch, sums * size, 0, block.sums_pitch * size, block.sums_step * size, scratch,
+                    i * lanes + r * pitch, 1, across, strip, table, weights, (slot_first + i) * taps * lanes, scratch,
+                    block.bias, parameters, clipped and in_place,
+                )  # fmt: skip
+                if in_place:
+                    copy_planes(
+                        y, (corner + i * lanes * size + r * y_pitch) // size, y_pitch // size, y_step // size, scratch,
+                        sums * size, block.sums_pitch * size, block.sums_step * size, min(height, down - r), across,
+                        here,
+                    )  # fmt: skip
+                    continue
+                for row in range(min(height, down - r)):
+                    for j in range(across):
+                        at = sums + row * block.sums_pitch + j * block.sums_step
+                        at_h, at_w = (h + j, w + r + row) if block.along else (h + r + row, w + j)
+                        pixel = scratch[at : at + here]
+                        if residual.shape[0] > 0:
+                            add_row(pixel, residual[n, g : g + here, 0, d, at_h, at_w], half)
+                        target = y[n, g : g + here, 0, d, at_h, at_w]
+                        write_row(pixel, scratch.dtype.type(0), activation, parameters, half, target)

@@ -1,0 +1,116 @@
+"""Depthwise and grouped convolution where the vectors lie along the row: planes staged one by one."""
+
+from __future__ import annotations
+
+from fastconv.cpu.copying import copy_planes, split_planes
+from fastconv.cpu.depthwise_cut import inside, task_of
+from fastconv.cpu.depthwise_tile import convolve_strip
+from fastconv.cpu.elements import CLIP, resolve
+from fastconv.cpu.jit import inline
+from fastconv.cpu.rows import add_row, read_row, write_row
+
+
+@inline
+def _stage(  # type: ignore[no-untyped-def]
+    x, n, first, groups, d, start_h, start_w, rows, columns, geo, block, slot, half, scratch
+):  # fmt: skip
+    """Stage `rows` by `columns` padded elements of every (channel, kd) of some groups; zeros are there already."""
+    mode, step = geo.padding_mode, geo.stride[2]
+    low_h, high_h = inside(start_h, rows, geo.size[1])
+    low_w, high_w = inside(start_w, columns, geo.size[2])
+    in_vectors = mode == 0 and step <= 2 and x.itemsize == scratch.itemsize and x.strides[5] == x.itemsize
+    corner = n * x.strides[0] + (start_h + low_h) * x.strides[4] + (start_w + low_w) * x.strides[5]
+    to = low_h * block.row + low_w % step * block.part + low_w // step
+    other = low_h * block.row + (low_w + 1) % step * block.part + (low_w + 1) // step
+    for c in range(geo.in_channels):
+        for kd in range(geo.kernel[0]):
+            plane = (c * geo.kernel[0] + kd) * block.plane
+            source_d = resolve(d * geo.stride[0] + kd * geo.dilation[0] - geo.offset[0], geo.size[0], mode)
+            if in_vectors and source_d >= 0:
+                begin = corner + first * x.strides[1] + c * x.strides[2] + source_d * x.strides[3]
+                if step == 1:
+                    copy_planes(
+                        scratch, plane + to, slot, block.row, x, begin, x.strides[1], x.strides[4], groups,
+                        high_h - low_h, high_w - low_w,
+                    )  # fmt: skip
+                else:
+                    split_planes(
+                        scratch, plane + to, plane + other, slot, block.row, x, begin, x.strides[1], x.strides[4],
+                        groups, high_h - low_h, high_w - low_w,
+                    )  # fmt: skip
+            elif not in_vectors:
+                for i in range(groups):
+                    for h in range(rows):
+                        source_h = resolve(start_h + h, geo.size[1], mode)
+                        for part in range(min(step, columns)):
+                            at = i * slot + plane + h * block.row + part * block.part
+                            staged = scratch[at : at + (columns - part + step - 1) // step]
+                            if source_d < 0 or source_h < 0:
+                                staged[:] = 0
+                            else:
+                                row = x[n, first + i, c, source_d, source_h]
+                                read_row(row, start_w + part, step, mode, half, staged)
+
+
+def convolve_planes(  # type: ignore[no-untyped-def]
+    first, last, x, weights, y, bias, residual, geometry, blocking, strip, table, half, activation, parameters, scratch
+):  # fmt: skip
+    """Compute tasks `first` to `last`; `weights` is (G, O * taps), and `residual` may have no elements."""
+    geo, block = geometry[0], blocking[0]
+    lanes, height, pitch, size = block.lanes, strip[0].height, strip[0].pitch, scratch.itemsize
+    taps = weights.shape[1] // max(geo.out_channels, 1)
+    clipped = activation == CLIP
+    in_place = (
+        residual.shape[0] == 0 and activation <= CLIP and half == 0 and not block.along and y.strides[5] == y.itemsize
+    )
+    known = -1
+    for task in range(first, last):
+        place, n, g_first, groups, d, h, w, rows, columns = task_of(task, geo, block)
+        if place != known:
+            known = place
+            scratch[: block.sums] = 0
+        if taps > 0:
+            _stage(
+                x, n, g_first, groups, d, h * geo.stride[1] - geo.offset[1], w * geo.stride[2] - geo.offset[2],
+                (rows - 1) * geo.stride[1] + (geo.kernel[1] - 1) * geo.dilation[1] + 1,
+                (columns - 1) * geo.stride[2] + (geo.kernel[2] - 1) * geo.dilation[2] + 1,
+                geo, block, strip[0].slot, half, scratch,
+            )  # fmt: skip
+        vectors = (columns + lanes - 1) // lanes
+        down, across = (vectors, rows) if block.along else (rows, vectors)
+        corner = n * y.strides[0] + d * y.strides[3] + h * y.strides[4] + w * y.strides[5]
+        for o in range(geo.out_channels):
+            tap, bias_at = g_first * weights.shape[1] + o * taps, g_first * geo.out_channels + o
+            begin = corner + g_first * y.strides[1] + o * y.strides[2]
+            for r in range(0, down, height):
+                to = begin + r * y.strides[4]
+                direct = columns // lanes if in_place and r + height <= down else 0
+                if direct > 0:
+                    convolve_strip(
+                        y, to, y.strides[1], y.strides[4], lanes * size, scratch, r * pitch, groups, direct, strip,
+                        table, weights, tap, bias, bias_at, parameters, clipped,
+                    )  # fmt: skip
+                if direct < across:
+                    sums = block.sums + r * block.sums_pitch + direct * block.sums_step
+                    convolve_strip(
+                        scratch, sums * size, block.sums_slot * size, block.sums_pitch * size, block.sums_step * size,
+                        scratch, r * pitch + direct * strip[0].step, groups, across - direct, strip, table, weights,
+                        tap, bias, bias_at, parameters, clipped and in_place,
+                    )  # fmt: skip
+                    if in_place:
+                        copy_planes(
+                            y, to // size + direct * lanes, y.strides[1] // size, y.strides[4] // size, scratch,
+                            sums * size, block.sums_slot * size, block.sums_pitch * size, groups,
+                            min(height, down - r), columns - direct * lanes,
+                        )  # fmt: skip
+            if in_place:
+                continue
+            line = block.sums_step if block.along else block.sums_pitch
+            for i in range(groups):
+                for row in range(rows):
+                    at = block.sums + i * block.sums_slot + row * line
+                    done = scratch[at : at + columns]
+                    if residual.shape[0] > 0:
+                        add_row(done, residual[n, g_first + i, o, d, h + row, w : w + columns], half)
+                    target = y[n, g_first + i, o, d, h + row, w : w + columns]
+                    write_row(done, scratch.dtype.type(0), activation, parameters, half, target)

@@ -20,12 +20,13 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from fastconv.problem import PADDING_MODES, ConvProblem, Triple
+from fastconv.remembering import once
 
 #: The numbers of a correlation as kernels receive them: `struct Geometry` in cuda/geometry.cuh is the same record.
 GEOMETRY = np.dtype(
@@ -55,22 +56,22 @@ class Correlation:
     taps: tuple[slice, slice, slice]
     targets: tuple[slice, slice, slice]
 
-    @cached_property
+    @once
     def reduction(self) -> int:
         """Number of products summed into one output."""
         return self.in_channels * math.prod(self.kernel)
 
-    @cached_property
+    @once
     def positions(self) -> int:
         """Number of target positions of one image."""
         return math.prod(self.count)
 
-    @cached_property
+    @once
     def macs(self) -> int:
         """Multiply-adds, products with padding counted."""
         return self.batch * self.groups * self.out_channels * self.positions * self.reduction
 
-    @cached_property
+    @once
     def geometry(self) -> np.ndarray:
         """A one-element array of :data:`GEOMETRY`."""
         record = np.zeros(1, GEOMETRY)
@@ -87,7 +88,7 @@ class Correlation:
         """The targets of this piece, of an ``(N, G, O, TD, TH, TW)`` view."""
         return y if self.whole else y[(..., *self.targets)]
 
-    @cached_property
+    @once
     def flat(self) -> Correlation | None:
         """The same correlation of images laid out as one row each, where every target sees its own sample alone."""
         pointwise = self.kernel == self.stride == (1, 1, 1) and self.offset == (0, 0, 0) and self.size == self.count
@@ -96,7 +97,7 @@ class Correlation:
         row = (1, 1, self.positions)
         return replace(self, size=row, count=row)
 
-    @cached_property
+    @once
     def whole(self) -> bool:
         """Whether this piece has all taps and all targets."""
         return self.taps == self.targets == (_ALL,) * 3

@@ -12,7 +12,6 @@ import operator
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -280,17 +279,17 @@ class ConvProblem:
         """Name of the dtype in which products are summed."""
         return DTYPES[self.dtype][1]
 
-    @cached_property
+    @property
     def x_shape(self) -> tuple[int, ...]:
         """Shape of the forward input, in the user's format."""
         return self._data_shape(self.in_channels, self.size)
 
-    @cached_property
+    @property
     def y_shape(self) -> tuple[int, ...]:
         """Shape of the forward output, in the user's format."""
         return self._data_shape(self.out_channels, self.out_size)
 
-    @cached_property
+    @property
     def w_shape(self) -> tuple[int, ...]:
         """Shape of the weight, in the user's format."""
         kernel = self.kernel[3 - self.ndim :]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from fastconv.cpu.fft_kernels import PANEL
 from fastconv.lowering import Correlation, lower
 from fastconv.problem import ConvProblem, Triple
 from fastconv.registry import UNIT_ROUNDOFF
+from fastconv.remembering import once
 from fastconv.settings import available_cores, get_num_threads
 
 #: The workspace for which a problem is judged: its choice of algorithm must not depend on a setting.
@@ -80,66 +81,66 @@ class Cut:
     across: str
     contracts: bool
 
-    @cached_property
+    @once
     def real(self) -> np.dtype[Any]:
         """The dtype of the parts of a complex number."""
         return np.dtype(self.dtype.char.lower())
 
-    @cached_property
+    @once
     def folded(self) -> bool:
         """Whether rows are real, and half their frequencies are kept."""
         return self.dtype.kind == "f"
 
-    @cached_property
+    @once
     def lanes(self) -> int:
         """Lanes of a vector."""
         return fourier.lanes(self.real.itemsize)
 
-    @cached_property
+    @once
     def reach(self) -> Triple:
         """Samples over which the kernel reaches."""
         return reach(self.piece)
 
-    @cached_property
+    @once
     def kept(self) -> Triple:
         """Outputs of a tile along each axis; with a stride only these of all that are computed."""
         lengths = zip(self.length, self.reach, self.piece.stride, self.piece.count, strict=True)
         d, h, w = (min((length - reach) // stride + 1, count) for length, reach, stride, count in lengths)
         return d, h, w
 
-    @cached_property
+    @once
     def tiles(self) -> Triple:
         """Tiles of an image along each axis."""
         d, h, w = (-(-count // kept) for count, kept in zip(self.piece.count, self.kept, strict=True))
         return d, h, w
 
-    @cached_property
+    @once
     def bins(self) -> int:
         """Frequencies of a row."""
         return self.length[2] // 2 + 1 if self.folded else self.length[2]
 
-    @cached_property
+    @once
     def vectors(self) -> int:
         """Complex vectors of a unit: its frequencies."""
         return self.length[0] * self.length[1] * self.bins
 
-    @cached_property
+    @once
     def size(self) -> int:
         """Numbers of a unit, which is a tile of one channel in each lane."""
         return self.vectors * 2 * self.lanes
 
-    @cached_property
+    @once
     def outers(self) -> int:
         """Units of each channel."""
         tiles, groups = self.piece.batch * math.prod(self.tiles), self.piece.groups
         return -(-tiles // self.lanes) * groups if self.across == "tiles" else tiles * self.group_units
 
-    @cached_property
+    @once
     def group_units(self) -> int:
         """Units that hold the groups of one tile."""
         return -(-self.piece.groups // self.lanes) if self.across == "groups" else self.piece.groups
 
-    @cached_property
+    @once
     def tap_units(self) -> int:
         """Units of the spectra of the taps: lanes hold output channels where products are summed."""
         p = self.piece
@@ -147,7 +148,7 @@ class Cut:
             return -(-p.out_channels // self.lanes) * p.groups * p.in_channels
         return p.out_channels * self.group_units
 
-    @cached_property
+    @once
     def batch(self) -> int:
         """Units of input that a task holds at once, where products are not summed."""
         return 1 if self.piece.out_channels > 1 else max(_TASK // (self.size * self.real.itemsize), 1)
@@ -156,17 +157,17 @@ class Cut:
         """Room for where the lanes of a unit come from."""
         return np.empty((self.lanes, 8), np.int64)
 
-    @cached_property
+    @once
     def row(self) -> int:
         """Real numbers of a row of samples."""
         return self.length[2] if self.folded else 2 * self.length[2]
 
-    @cached_property
+    @once
     def work(self) -> int:
         """Real numbers of scratch memory for a transform: a staged line, and two that passes go between."""
         return (self.bins + 2 * max(self.length)) * 2 * self.lanes
 
-    @cached_property
+    @once
     def scratch(self) -> int:
         """Real numbers of scratch memory of a task."""
         p = self.piece
@@ -174,7 +175,7 @@ class Cut:
             return max(self.row + self.work, PANEL * self.lanes * (3 * p.in_channels + 2 * p.out_channels))
         return self.row + self.work + (self.batch + (p.out_channels > 1)) * self.size
 
-    @cached_property
+    @once
     def shared(self) -> int:
         """Real numbers of spectra that tasks share, for one unit of each channel."""
         p = self.piece
@@ -208,7 +209,7 @@ class Cut:
         doublings = along_rows + self.bins * height * (planes * math.log2(height) + depth * math.log2(depth))
         return doublings, planes * rows + self.bins * (planes * (height > 1) + height * (depth > 1))
 
-    @cached_property
+    @once
     def running(self) -> Work:
         """Work of a call."""
         p = self.piece
@@ -231,7 +232,7 @@ class Cut:
         }
         return Work(self.outers * (p.in_channels if self.contracts else 1), counts)
 
-    @cached_property
+    @once
     def packing(self) -> Work:
         """Work of packing the weight."""
         doublings, lines = self._transform(*self.reach[:2])
@@ -244,7 +245,7 @@ class Cut:
         }
         return Work(self.tap_units, counts)
 
-    @cached_property
+    @once
     def seconds(self) -> float:
         """Predicted time of packing and running."""
         total = 0.0
@@ -255,7 +256,7 @@ class Cut:
 
     # -- how exact it is ----------------------------------------------------------------------------------------------
 
-    @cached_property
+    @once
     def error(self) -> float:
         """Bound on an output's error, in units of the largest ``|x| conv |w|`` of its tile: see `fft`."""
         variance = 0.0
@@ -266,7 +267,7 @@ class Cut:
         wrapped = math.prod(1 + 3 * (r - 1) / n for r, n in zip(self.reach, self.length, strict=True))
         return 8 * math.sqrt(variance * wrapped * (2 if self.folded else 1)) * UNIT_ROUNDOFF[self.real.name]
 
-    @cached_property
+    @once
     def spread(self) -> Triple:
         """Results of the problem over which a rounding error may reach."""
         p = self.piece

@@ -38,7 +38,7 @@ from fastconv.cpu.microkernel import TILE_VECTORS, multiply_pixels, odd_lines, p
 from fastconv.cpu.plan import PiecewisePlan
 from fastconv.cpu.rows import add_row, read_pixels, read_planes, write_plane, write_row
 from fastconv.cpu.transpose import transpose_block
-from fastconv.cpu.weight_tiles import arrange, outputs_last
+from fastconv.cpu.weight_tiles import arrange, compile_arranging, outputs_last
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.machine import vector_bytes
 from fastconv.problem import ConvProblem
@@ -262,7 +262,7 @@ class _Cut:
             "run": staged * w.length / int(block["inputs"]) if channels_last else staged * w.length / w.span,
             "transposed": 0 if channels_last else images * c.out_channels,
             "row": images if channels_last else images * c.out_channels / int(block["columns"]),
-            "weight": self.tasks / int(block["blocks"][0]) * c.out_channels * c.reduction,
+            "weight": self.tasks * int(block["channels"]) * c.reduction,
             "task": self.tasks,
         }
         return Work(self.tasks, counts)
@@ -286,6 +286,7 @@ class _ImplicitGemmPlan(PiecewisePlan):
     def __init__(self, problem: ConvProblem) -> None:
         super().__init__(problem, lambda piece: _Cut(piece, self._accumulator, problem.channels_last))
         self._kernel = _compiled(problem.dtype, problem.result_dtype, problem.accumulator_dtype)
+        compile_arranging(self._accumulator, len(self._pieces))
 
     def pack(self, w: Any) -> Any:
         """For each piece, its weights in the order in which tiles use them."""

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from fastconv.cpu import objects, parallel, team
 from fastconv.lowering import Correlation
+from fastconv.remembering import once
 
 #: Which half type 16 bits are; 0 where they are not one.
 HALF_FORMATS = {"float16": 1, "bfloat16": 2}
@@ -116,11 +116,11 @@ class _Deferred:
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make
 
-    @cached_property
+    @once
     def _made(self) -> Any:
         return self._make()
 
-    @cached_property
+    @once
     def _numba_type_(self) -> Any:
         from numba.core.registry import cpu_target
 

@@ -80,12 +80,19 @@ def _outputs_last(first, last, w, lanes, moved):  # type: ignore[no-untyped-def]
 _arrange_kernel, _outputs_last_kernel = Kernel(_arrange), Kernel(_outputs_last)
 
 
+def compile_arranging(dtype: np.dtype[Any], pieces: int) -> None:
+    """Have the kernels that weights of so many pieces need before the first one comes."""
+    _arranger(dtype)
+    if pieces > 1:
+        _mover(dtype)
+
+
 def arrange(w: Array, lanes: int, tile: int) -> Array:
     """The tiles of ``w (G, O, C, KD, KH, KW)``: ``(G, taps * O)``, O rounded up to whole vectors of `lanes`."""
     groups, channels = w.shape[:2]
     outputs = -(-channels // lanes) * lanes
     tiles = recycling.empty((groups, outputs * (w.size // max(groups * channels, 1))), w.dtype)
-    kernel = _arrange_kernel.compile(integer, integer, array(w.dtype, 6), integer, integer, _filled(w.dtype))
+    kernel = _arranger(w.dtype)
     parallel.run(lambda first, last: kernel(first, last, w, lanes, tile, tiles), groups * -(-channels // tile), w.size)
     return tiles
 
@@ -97,9 +104,17 @@ def outputs_last(w: Array, lanes: int) -> Array:
     if width != w.itemsize or height != taps[2] * width or depth != taps[1] * height or w.strides[1] == w.itemsize:
         return w
     moved = recycling.empty((groups * inputs, math.prod(taps) * channels), w.dtype)
-    kernel = _outputs_last_kernel.compile(integer, integer, array(w.dtype, 6), integer, _filled(w.dtype))
+    kernel = _mover(w.dtype)
     parallel.run(lambda first, last: kernel(first, last, w, lanes, moved), groups * inputs, w.size)
     return moved.reshape(groups, inputs, *taps, channels).transpose(0, 5, 1, 2, 3, 4)
+
+
+def _arranger(dtype: np.dtype[Any]) -> Any:
+    return _arrange_kernel.compile(integer, integer, array(dtype, 6), integer, integer, _filled(dtype))
+
+
+def _mover(dtype: np.dtype[Any]) -> Any:
+    return _outputs_last_kernel.compile(integer, integer, array(dtype, 6), integer, _filled(dtype))
 
 
 def _filled(dtype: np.dtype[Any]) -> Any:

@@ -35,7 +35,7 @@ from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.costs import CostModel, Work, gathering
 from fastconv.cpu.microkernel import TILE_VECTORS, padded, tile_pixels
 from fastconv.cpu.plan import PiecewisePlan
-from fastconv.cpu.weight_tiles import arrange, outputs_last
+from fastconv.cpu.weight_tiles import arrange, compile_arranging, outputs_last
 from fastconv.cpu.winograd_kernels import BLOCKING, compiled
 from fastconv.cpu.winograd_transforms import error_bound, reach, window_taps
 from fastconv.lowering import Correlation, lower
@@ -156,6 +156,7 @@ class _WinogradPlan(PiecewisePlan):
         super().__init__(problem, lambda piece: _Cut(piece, window, self._accumulator, workspace_limit))
         self.pack_key = f"windows of {window}, {self.pack_key}"
         self._kernel, self._pack = compiled(problem.dtype, problem.result_dtype, problem.accumulator_dtype)
+        compile_arranging(self._accumulator, len(self._pieces))
 
     def pack(self, w: Any) -> Any:
         """For each piece, its taps transformed, and as they are."""

@@ -9,7 +9,7 @@ import pytest
 from fastconv.commands import ceilings
 from fastconv.cpu.microkernel import TILE_VECTORS, tile_channels, tile_pixels
 
-MICROKERNEL = Path(__file__).parents[1] / "bench" / "microkernel.py"
+MICROKERNEL = Path(__file__).parent / "microkernel.py"
 
 
 def test_ceilings_are_ordered():

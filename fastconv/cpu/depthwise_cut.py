@@ -54,13 +54,6 @@ def task_of(task, geo, block):  # type: ignore[no-untyped-def]
     return place, n, first, slots, d, h, w, min(block.rows, geo.count[1] - h), min(block.columns, geo.count[2] - w)
 
 
-@inline
-def inside(start, length, size):  # type: ignore[no-untyped-def]
-    """Of `length` padded indices from `start` on: the first inside an axis, and the first past its end."""
-    low = min(max(-start, 0), length)
-    return low, max(min(size - start, length), low)
-
-
 def _up(n: int, to: int) -> int:
     """The least multiple that is not smaller."""
     return -(-n // to) * to

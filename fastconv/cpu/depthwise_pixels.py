@@ -7,11 +7,11 @@ of weights.
 from __future__ import annotations
 
 from fastconv.cpu.copying import copy_planes
-from fastconv.cpu.depthwise_cut import inside, task_of
+from fastconv.cpu.depthwise_cut import task_of
 from fastconv.cpu.depthwise_tile import convolve_strip
 from fastconv.cpu.elements import CLIP, load, resolve
 from fastconv.cpu.jit import inline
-from fastconv.cpu.rows import add_row, write_row
+from fastconv.cpu.rows import add_row, inside, write_row
 
 
 @inline
@@ -20,8 +20,8 @@ def _stage(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Stage `rows` by `columns` padded pixels of every kd for some vectors of groups; zeros are there already."""
     mode, lanes = geo.padding_mode, block.lanes
-    low_h, high_h = inside(start_h, rows, geo.size[1])
-    low_w, high_w = inside(start_w, columns, geo.size[2])
+    low_h, high_h = inside(start_h, 1, geo.size[1], rows)
+    low_w, high_w = inside(start_w, 1, geo.size[2], columns)
     in_vectors = mode == 0 and x.itemsize == scratch.itemsize and x.strides[1] == x.itemsize
     corner = n * x.strides[0] + start_h * x.strides[4] + (start_w + low_w) * x.strides[5]
     for kd in range(geo.kernel[0]):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from fastconv.cpu.copying import copy_planes, split_planes
-from fastconv.cpu.depthwise_cut import inside, task_of
+from fastconv.cpu.depthwise_cut import task_of
 from fastconv.cpu.depthwise_tile import convolve_strip
 from fastconv.cpu.elements import CLIP, resolve
 from fastconv.cpu.jit import inline
-from fastconv.cpu.rows import add_row, read_row, write_row
+from fastconv.cpu.rows import add_row, inside, read_row, write_row
 
 
 @inline
@@ -16,8 +16,8 @@ def _stage(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Stage `rows` by `columns` padded elements of every (channel, kd) of some groups; zeros are there already."""
     mode, step = geo.padding_mode, geo.stride[2]
-    low_h, high_h = inside(start_h, rows, geo.size[1])
-    low_w, high_w = inside(start_w, columns, geo.size[2])
+    low_h, high_h = inside(start_h, 1, geo.size[1], rows)
+    low_w, high_w = inside(start_w, 1, geo.size[2], columns)
     in_vectors = mode == 0 and step <= 2 and x.itemsize == scratch.itemsize and x.strides[5] == x.itemsize
     corner = n * x.strides[0] + (start_h + low_h) * x.strides[4] + (start_w + low_w) * x.strides[5]
     to = low_h * block.row + low_w % step * block.part + low_w // step

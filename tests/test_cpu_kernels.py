@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from promise import assert_kept
 from strategies import LAYOUTS, activations, empty, laid_out, make_operands, numpy_dtype, operands, problems
 
+from fastconv.cpu import parallel
 from fastconv.cpu.costs import REFERENCE_FLOPS
 from fastconv.machine import Machine, cpu
 from fastconv.problem import DTYPES, OPS, PADDING_MODES, Activation, ConvProblem
@@ -19,6 +20,30 @@ from fastconv.registry import UNIT_ROUNDOFF, algorithms
 each_algorithm = pytest.mark.parametrize("algorithm", algorithms("cpu"), ids=lambda a: a.name)
 # The public functions mend what is not aligned; kernels do not see it.
 KERNEL_LAYOUTS = [layout for layout in LAYOUTS if layout != "unaligned"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def guarded_scratch():
+    """Scratch memory of just the length asked for: full of NaN before a kernel has it, with a fence that must stay."""
+    fence, fences = 4096, []
+
+    def scratch(length, dtype):
+        block = np.full(length * dtype.itemsize + fence + parallel.CACHE_LINE, 0xFF, np.uint8)
+        start = -block.ctypes.data % parallel.CACHE_LINE
+        end = start + length * dtype.itemsize
+        fences.append(block[end:])
+        return block[start:end].view(dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "scratch", scratch)
+        yield fences
+
+
+@pytest.fixture(autouse=True)
+def scratch_is_kept_to(guarded_scratch):
+    yield
+    assert all((fence == 0xFF).all() for fence in guarded_scratch), "a kernel wrote beyond its scratch memory"
+    guarded_scratch.clear()
 
 
 def run(algorithm, problem, a, b, bias=None, residual=None, **options):
@@ -150,6 +175,7 @@ GEOMETRIES = {
     "long signal, long kernel": ((1, 1, 4001), (2, 1, 257), {"padding": "causal"}),
     "dilated causal": ((1, 3, 2000), (4, 3, 2), {"padding": "causal", "dilation": 512}),
     "volume": ((1, 3, 7, 11, 13), (5, 3, 3, 2, 3), {"stride": (1, 2, 2), "padding": 1, "dilation": (2, 1, 1)}),
+    "other strides along each axis": ((2, 9, 7, 8, 19), (9, 1, 3, 2, 4), {"stride": (2, 3, 4), "groups": 9}),
     "deep volume": ((1, 2, 40, 3, 3), (3, 2, 7, 1, 1), {"padding": (3, 0, 0)}),
 }
 
@@ -165,9 +191,10 @@ GEOMETRIES = {
         if op != "input_grad" or "padding_mode" not in GEOMETRIES[name][2]
     ],
 )
-def test_geometry(algorithm, op, name):
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_geometry(algorithm, op, name, channels_last):
     x, w, arguments = GEOMETRIES[name]
-    p = dataclasses.replace(ConvProblem.forward(len(x) - 2, x, w, **arguments), op=op)
+    p = dataclasses.replace(ConvProblem.forward(len(x) - 2, x, w, **arguments), op=op, channels_last=channels_last)
     check(algorithm, p, *make_operands(p))
 
 

@@ -10,61 +10,13 @@ by side: a vector of twice the lanes is loaded, its even and its odd elements ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import ir
 
+from fastconv.cpu.emitting import BYTE, INDEX, LANE, POINTER, counted, data_of, define, itemsize, moved
 from fastconv.cpu.jit import intrinsic
 from fastconv.machine import vector_bytes
-
-BYTE, LANE, INDEX, POINTER = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.PointerType()
-
-
-def itemsize(number: ir.Type) -> int:
-    """Bytes of a number."""
-    return number.width // 8 if isinstance(number, ir.IntType) else 4 if number == ir.FloatType() else 8
-
-
-def define(module: ir.Module, name: str, arguments: list[ir.Type]) -> tuple[ir.Function, bool]:
-    """A function of a module that returns nothing, and whether it is there already."""
-    if name in module.globals:
-        return module.globals[name], True
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
-    function.linkage = "internal"
-    function.attributes.add("noinline")  # inlined, its addresses would be kept through all loops around it
-    return function, False
-
-
-def moved(builder: ir.IRBuilder, pointer: ir.Value, amount: ir.Value | int, unit: ir.Type) -> ir.Value:
-    """A pointer so many units further on."""
-    return builder.gep(pointer, [INDEX(amount) if isinstance(amount, int) else amount], source_etype=unit)
-
-
-def data_of(context: Any, builder: ir.IRBuilder, kind: Any, array: ir.Value, unit: Any, at: Any) -> Any:
-    """The address of an array's data, so many units further on."""
-    return moved(builder, context.make_array(kind)(context, builder, array).data, at, unit)
-
-
-@contextmanager
-def counted(builder: ir.IRBuilder, start: ir.Value, stop: ir.Value, step: int = 1) -> Iterator[ir.Value]:
-    """A loop over an index that LLVM is told not to unroll: its body is large enough, or it runs a few times."""
-    before = builder.block
-    test, body, done = (builder.append_basic_block(f"loop.{part}") for part in ("test", "body", "done"))
-    builder.branch(test)
-    builder.position_at_end(test)
-    index = builder.phi(INDEX)
-    index.add_incoming(start, before)
-    builder.cbranch(builder.icmp_signed("<", index, stop), body, done)
-    builder.position_at_end(body)
-    yield index
-    index.add_incoming(builder.add(index, INDEX(step)), builder.block)
-    back = builder.branch(test)
-    module = builder.module
-    off = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
-    back.set_metadata("llvm.loop", module.add_metadata([off]))
-    builder.position_at_end(done)
 
 
 def define_copy(module: ir.Module, number: ir.Type, parts: int) -> ir.Function:

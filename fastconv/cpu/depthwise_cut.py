@@ -108,7 +108,7 @@ class Cut:
         if pixels:
             room = _STAGED_PIXELS // itemsize
             for together in (_PIXEL // itemsize // lanes, 1):
-                pixel = min(together, slots) * lanes
+                pixel = min(together, max(slots, 1)) * lanes
                 fitting = (room // max(planes * ((least - 1) * stride + reach) * pixel, 1) - reach_w) // stride_w + 1
                 if fitting >= min(_COLUMNS, width):
                     break
@@ -142,10 +142,9 @@ class Cut:
 
         self._planes = np.arange(planes)[:, None, None]
         pitch = (stride_w * pixel if pixels else lanes) if along else stride * row
-        taps, stride, dilation = (
-            (c.kernel[2], stride_w, dilation_w) if self._turned else (c.kernel[1], stride, dilation)
-        )
-        apart = 0 if stride % dilation or self.through_scratch else stride // dilation
+        turned = 2 if self._turned else 1
+        taps, steps, spaced = c.kernel[turned], c.stride[turned], c.dilation[turned]
+        apart = 0 if steps % spaced or self.through_scratch else steps // spaced
         self._runs = _runs(taps, apart)
         unit = lanes if pixels else 1
         strip = self.strip = np.zeros(1, STRIP)

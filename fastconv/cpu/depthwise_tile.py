@@ -20,7 +20,7 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 
-from fastconv.cpu.copying import BYTE, INDEX, LANE, POINTER, counted, data_of, define, itemsize, moved
+from fastconv.cpu.emitting import BYTE, INDEX, POINTER, counted, data_of, define, itemsize, moved, vector_of
 from fastconv.cpu.jit import intrinsic
 from fastconv.cpu.microkernel import multiply_add
 from fastconv.machine import vector_bytes
@@ -68,9 +68,7 @@ def _define_strip(module: ir.Module, number: ir.Type, height: int, spread: bool)
         return builder.load(place, align=size, typ=vector)
 
     def broadcast(place: ir.Value) -> ir.Value:
-        undefined = ir.Constant(vector, ir.Undefined)
-        first = builder.insert_element(undefined, builder.load(place, typ=number), LANE(0))
-        return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(LANE, lanes), None))
+        return vector_of(builder, builder.load(place, typ=number), lanes)
 
     def field(name: str, k: int = 0) -> ir.Value:
         return _field(builder, strip, name, k)

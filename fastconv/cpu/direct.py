@@ -149,11 +149,9 @@ def _direct(  # type: ignore[no-untyped-def]
         width = min(block.columns, geo.count[2] - w_first)
         for o in range(channels):
             start[o] = bias[g * geo.out_channels + o_first + o] if bias.shape[0] > 0 else 0
-        sums[: channels * pitch] = 0
-
         done = 0  # results of each row that are written
 
-        for line_first in range(0, all_lines, block.lines):
+        for line_first in range(0, max(all_lines, 1), block.lines):
             line_last = min(line_first + block.lines, all_lines)
             for line in range(line_first, line_last):
                 rest, kw = divmod(line, kernel_w)
@@ -181,6 +179,8 @@ def _direct(  # type: ignore[no-untyped-def]
                     results, start, scratch[row * period :], offsets, taps, own_weights, block.tile, block.strip,
                     block.vector, activation == CLIP, parameters,
                 )  # fmt: skip
+            if line_first == 0 and done < width:
+                sums[: channels * pitch] = 0
             if done == 0:
                 _accumulate(
                     sums, pitch, channels, 0, (rows - 1) * period + width, scratch, offsets, taps, own_weights,

@@ -26,13 +26,12 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
+from fastconv.cpu.emitting import INDEX, POINTER, addresses, define, vector_of
 from fastconv.cpu.jit import inline, intrinsic
 from fastconv.machine import vector_bytes
 
 RADICES = (5, 4, 3, 2)
 
-_INDEX = ir.IntType(64)
-_POINTER = ir.PointerType()
 _CONTRACT = ("contract",)  # a product and a sum may become one fused multiply-add
 
 
@@ -198,19 +197,13 @@ class _Line:
 
     def factor(self, index: ir.Value) -> _Complex:
         """The complex number at an index of this table, in all lanes."""
-        undefined = ir.Constant(self._vector, ir.Undefined)
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), self._vector.count), None)
-        parts = []
-        for place in self._places(index):
-            number = self._builder.load(place, typ=self._vector.element)
-            first = self._builder.insert_element(undefined, number, ir.IntType(32)(0))
-            parts.append(self._builder.shuffle_vector(first, undefined, zeros))
-        return _Complex(self._builder, *parts)
+        numbers = (self._builder.load(place, typ=self._vector.element) for place in self._places(index))
+        return _Complex(self._builder, *(vector_of(self._builder, n, self._vector.count) for n in numbers))
 
 
 def _table(builder: ir.IRBuilder, vector: ir.VectorType, pointer: ir.Value) -> _Line:
-    imaginary = builder.gep(pointer, [_INDEX(1)], source_etype=vector.element)
-    return _Line(builder, vector, pointer, imaginary, _INDEX(2))
+    imaginary = builder.gep(pointer, [INDEX(1)], source_etype=vector.element)
+    return _Line(builder, vector, pointer, imaginary, INDEX(2))
 
 
 def _define_pass(module: ir.Module, vector: ir.VectorType, radix: int) -> ir.Function:
@@ -221,13 +214,10 @@ def _define_pass(module: ir.Module, vector: ir.VectorType, radix: int) -> ir.Fun
     """
     from numba.core import cgutils
 
-    name = f"fastconv_fft_{vector.element}_{vector.count}_{radix}"
-    if name in module.globals:
-        return module.globals[name]
-    line = [_POINTER, _POINTER, _INDEX]
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [*line, *line, _INDEX, _INDEX, _POINTER]), name)
-    function.linkage = "internal"
-    function.attributes.add("noinline")  # inlined at each of its many calls it ran a fifth slower
+    name, line = f"fastconv_fft_{vector.element}_{vector.count}_{radix}", [POINTER, POINTER, INDEX]
+    function, known = define(module, name, [*line, *line, INDEX, INDEX, POINTER])
+    if known:
+        return function
     b = ir.IRBuilder(function.append_basic_block())
     source, target = (_Line(b, vector, *function.args[i : i + 3]) for i in (0, 3))
     left, done = function.args[6:8]
@@ -235,19 +225,19 @@ def _define_pass(module: ir.Module, vector: ir.VectorType, radix: int) -> ir.Fun
     apart = b.mul(done, left)
 
     def butterfly(p: ir.Value, powers: list[_Complex]) -> None:
-        first, into = b.mul(done, p), b.mul(done, b.mul(p, _INDEX(radix)))
-        with cgutils.for_range(b, done, intp=_INDEX) as loop:
-            values = [source.load(b.add(b.add(loop.index, first), b.mul(apart, _INDEX(k)))) for k in range(radix)]
+        first, into = b.mul(done, p), b.mul(done, b.mul(p, INDEX(radix)))
+        with cgutils.for_range(b, done, intp=INDEX) as loop:
+            values = [source.load(b.add(b.add(loop.index, first), b.mul(apart, INDEX(k)))) for k in range(radix)]
             results = _dft(values)
             for k, power in enumerate(powers, 1):
                 results[k] = results[k] * power
             for k, result in enumerate(results):
-                target.store(b.add(b.add(loop.index, into), b.mul(done, _INDEX(k))), result)
+                target.store(b.add(b.add(loop.index, into), b.mul(done, INDEX(k))), result)
 
-    butterfly(_INDEX(0), [])  # whose factors are all one
-    with cgutils.for_range_slice(b, _INDEX(1), left, _INDEX(1), intp=_INDEX) as (p, _):
-        at = b.mul(p, _INDEX(radix - 1))
-        butterfly(p, [factors.factor(b.add(at, _INDEX(k))) for k in range(radix - 1)])
+    butterfly(INDEX(0), [])  # whose factors are all one
+    with cgutils.for_range_slice(b, INDEX(1), left, INDEX(1), intp=INDEX) as (p, _):
+        at = b.mul(p, INDEX(radix - 1))
+        butterfly(p, [factors.factor(b.add(at, INDEX(k))) for k in range(radix - 1)])
     b.ret_void()
     return function
 
@@ -257,35 +247,27 @@ def _define_fold(module: ir.Module, vector: ir.VectorType) -> ir.Function:
     from numba.core import cgutils
 
     name = f"fastconv_fft_fold_{vector.element}_{vector.count}"
-    if name in module.globals:
-        return module.globals[name]
-    arguments = [_POINTER, _POINTER, _INDEX, ir.IntType(1), _POINTER]
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
-    function.linkage = "internal"
-    function.attributes.add("noinline")  # inlined at each of its many calls it ran a fifth slower
+    function, known = define(module, name, [POINTER, POINTER, INDEX, ir.IntType(1), POINTER])
+    if known:
+        return function
     b = ir.IRBuilder(function.append_basic_block())
     half, inverse = function.args[2:4]
 
     def line(pointer: ir.Value) -> _Line:
-        imaginary = b.gep(pointer, [_INDEX(vector.count)], source_etype=vector.element)
-        return _Line(b, vector, pointer, imaginary, _INDEX(2 * vector.count))
+        imaginary = b.gep(pointer, [INDEX(vector.count)], source_etype=vector.element)
+        return _Line(b, vector, pointer, imaginary, INDEX(2 * vector.count))
 
     source, target, factors = line(function.args[0]), line(function.args[1]), _table(b, vector, function.args[4])
-    last = b.select(inverse, half, _INDEX(0))
-    with cgutils.for_range(b, b.add(b.udiv(half, _INDEX(2)), _INDEX(1)), intp=_INDEX) as loop:
+    last = b.select(inverse, half, INDEX(0))
+    with cgutils.for_range(b, b.add(b.udiv(half, INDEX(2)), INDEX(1)), intp=INDEX) as loop:
         k, mirrored = loop.index, b.sub(half, loop.index)
-        paired = b.select(b.icmp_unsigned("==", k, _INDEX(0)), last, mirrored)
+        paired = b.select(b.icmp_unsigned("==", k, INDEX(0)), last, mirrored)
         one, other = source.load(k), source.load(paired).conjugate()
         even, odd = one + other, (one - other) * factors.factor(k)
         target.store(k, even + odd)
         target.store(mirrored, (even - odd).conjugate())
     b.ret_void()
     return function
-
-
-def _pointer(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any, k: int, at: ir.Value) -> ir.Value:
-    data = context.make_array(signature.args[k])(context, builder, arguments[k]).data
-    return builder.gep(data, [at], source_etype=context.get_data_type(signature.args[k].dtype))
 
 
 def _vector(context: Any, array: Any) -> ir.VectorType:
@@ -304,17 +286,15 @@ def butterflies(  # type: ignore[no-untyped-def]
                            left, done, factors, factors_at)  # fmt: skip
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        def pointer(k: int, at: int) -> ir.Value:
-            return _pointer(context, builder, signature, arguments, k, arguments[at])
-
+        address = addresses(context, builder, signature, arguments)
         vector = _vector(context, signature.args[1])
-        passed = (pointer(1, 2), pointer(1, 3), arguments[4], pointer(5, 6), pointer(5, 7), arguments[8],
-                  arguments[9], arguments[10], pointer(11, 12))  # fmt: skip
+        passed = (address(1, arguments[2]), address(1, arguments[3]), arguments[4], address(5, arguments[6]),
+                  address(5, arguments[7]), *arguments[8:11], address(11, arguments[12]))  # fmt: skip
         end = builder.append_basic_block("pass.done")
         switch = builder.switch(arguments[0], end)
         for count in RADICES:
             case = builder.append_basic_block(f"pass.{count}")
-            switch.add_case(_INDEX(count), case)
+            switch.add_case(INDEX(count), case)
             builder.position_at_end(case)
             builder.call(_define_pass(builder.module, vector, count), passed)
             builder.branch(end)
@@ -339,11 +319,10 @@ def fold(typing_context, source, source_at, target, target_at, half, inverse, fa
     signature = types.void(source, source_at, target, target_at, half, inverse, factors, factors_at)
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        def pointer(k: int) -> ir.Value:
-            return _pointer(context, builder, signature, arguments, k, arguments[k + 1])
-
+        address = addresses(context, builder, signature, arguments)
         function = _define_fold(builder.module, _vector(context, signature.args[0]))
-        builder.call(function, (pointer(0), pointer(2), arguments[4], arguments[5], pointer(6)))
+        passed = address(0, arguments[1]), address(2, arguments[3]), *arguments[4:6], address(6, arguments[7])
+        builder.call(function, passed)
         return context.get_dummy_value()
 
     return signature, generate

@@ -52,10 +52,12 @@ _GATHER = 1.5  # staging single elements costs as much as staging so many in who
 
 #: How a correlation is cut: tasks of `rows` by `columns` pixels and `channels` outputs, `blocks` of them along
 #: channels, height and width; `inputs` channels staged at once, in `staged` elements. The element (c, kd, h, w) of them
-#: lies at its product with `pitches`. Along h and w there are `length`, in runs of `span`: those of a run are `step`
-#: apart in the input, and runs `jump`; two pixels are `pixel_step` apart.
+#: lies at its product with `pitches`; `padded` says whether any of them may be padding. Along h and w there are
+#: `length`, in runs of `span`: those of a run are `step` apart in the input, and runs `jump`; two pixels are
+#: `pixel_step` apart.
 BLOCKING = np.dtype(
-    [(name, np.int64) for name in ("rows", "columns", "channels", "inputs", "staged", "channels_last", "lanes")]
+    [(name, np.int64) for name in ("rows", "columns", "channels", "inputs", "staged", "padded")]
+    + [(name, np.int64) for name in ("channels_last", "lanes")]
     + [(name, np.int64, (2,)) for name in ("length", "span", "step", "jump", "pixel_step", "tile")]
     + [("blocks", np.int64, (3,)), ("pitches", np.int64, (4,))]
 )
@@ -93,7 +95,8 @@ def _implicit_gemm(  # type: ignore[no-untyped-def]
         if bias.shape[0] > 0:
             for o in range(channels):
                 memory[start_at + o] = bias[g * geo.out_channels + o_first + o]
-        staged[:] = 0  # zero padding stays through all blocks
+        if block.padded:
+            staged[:] = 0  # zero padding stays through all blocks
         start_h = h_first * geo.stride[1] - geo.offset[1]
         start_w = w_first * geo.stride[2] - geo.offset[2]
         tiles = -(-pixels // block.tile[0])
@@ -227,6 +230,12 @@ class _Cut:
         block = self.blocking = np.zeros(1, BLOCKING)
         block["rows"], block["columns"], block["channels"], block["inputs"] = rows, columns, channels, inputs
         block["blocks"] = blocks = -(-c.out_channels // channels), -(-height // rows), -(-width // columns)
+        block["padded"] = any(
+            offset > 0 or (count - 1) * stride + (kernel - 1) * dilation - offset >= size
+            for offset, count, stride, kernel, dilation, size in zip(
+                c.offset, c.count, c.stride, c.kernel, c.dilation, c.size, strict=True
+            )
+        )
         block["channels_last"], block["lanes"], block["tile"] = channels_last, self.lanes, (tile_pixels(), self.tile)
         for name in ("length", "span", "step", "jump", "pixel_step"):
             block[name] = getattr(h, name), getattr(w, name)

@@ -21,14 +21,12 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 
+from fastconv.cpu.emitting import INDEX, POINTER, addresses, itemsize, moved, vector_of
 from fastconv.cpu.jit import intrinsic
 from fastconv.machine import vector_bytes
 
 #: Vectors of output channels in a full tile of :func:`multiply_pixels`.
 TILE_VECTORS = 2
-
-_INDEX = ir.IntType(64)
-_POINTER = ir.PointerType()
 
 
 @cache
@@ -80,20 +78,20 @@ def _define(module: ir.Module, number: ir.Type, lanes: int, channels: int, compl
     name = f"fastconv_tile_{number}_{lanes}_{channels}_{complete}"
     if name in module.globals:
         return module.globals[name]
-    kinds = [_POINTER, _INDEX, _POINTER, _POINTER, _INDEX, _POINTER, _INDEX]
-    signature = ir.FunctionType(ir.VoidType(), [*kinds, *([_POINTER, number, number] if complete else [])])
+    kinds = [POINTER, INDEX, POINTER, POINTER, INDEX, POINTER, INDEX]
+    signature = ir.FunctionType(ir.VoidType(), [*kinds, *([POINTER, number, number] if complete else [])])
     function = ir.Function(module, signature, name)
     function.linkage = "internal"
     builder = ir.IRBuilder(function.append_basic_block())
     length = function.args[6]
-    start = _INDEX(0)
+    start = INDEX(0)
     for vectors in _widths(channels):
         step = vectors * lanes
         left = builder.sub(length, start)
         if vectors == 1 and not complete:
-            left = builder.add(left, _INDEX(lanes - 1))  # the last vector may be partly used
-        stop = builder.add(start, builder.mul(builder.udiv(left, _INDEX(step)), _INDEX(step)))
-        with cgutils.for_range_slice(builder, start, stop, _INDEX(step), intp=_INDEX) as (j, _):
+            left = builder.add(left, INDEX(lanes - 1))  # the last vector may be partly used
+        stop = builder.add(start, builder.mul(builder.udiv(left, INDEX(step)), INDEX(step)))
+        with cgutils.for_range_slice(builder, start, stop, INDEX(step), intp=INDEX) as (j, _):
             _emit_tile(builder, function.args, j, number, lanes, channels, vectors)
         start = stop
     builder.ret_void()
@@ -105,38 +103,32 @@ def _emit_tile(
 ) -> None:
     """One tile of sums at column `j`, through all taps."""
     sums, pitch, lines, offsets, taps, weights, _, *complete = arguments
-    vector, align = ir.VectorType(number, lanes), _alignment(number)
-    rows = [_at(builder, sums, builder.add(builder.mul(pitch, _INDEX(i)), j), number) for i in range(channels)]
+    vector, align = ir.VectorType(number, lanes), itemsize(number)
+    rows = [moved(builder, sums, builder.add(builder.mul(pitch, INDEX(i)), j), number) for i in range(channels)]
     places = {
-        (i, v): _at(builder, row, _INDEX(v * lanes), number) for i, row in enumerate(rows) for v in range(vectors)
+        (i, v): moved(builder, row, INDEX(v * lanes), number) for i, row in enumerate(rows) for v in range(vectors)
     }
 
     def operands(t: ir.Value) -> tuple[list[ir.Value], list[ir.Value]]:
-        offset = builder.load(_at(builder, offsets, t, _INDEX), typ=_INDEX)
-        line = _at(builder, lines, builder.add(offset, j), number)
-        first = builder.mul(t, _INDEX(channels))
+        offset = builder.load(moved(builder, offsets, t, INDEX), typ=INDEX)
+        line = moved(builder, lines, builder.add(offset, j), number)
+        first = builder.mul(t, INDEX(channels))
         return (
-            [_at(builder, weights, builder.add(first, _INDEX(i)), number) for i in range(channels)],
-            [_at(builder, line, _INDEX(v * lanes), number) for v in range(vectors)],
+            [moved(builder, weights, builder.add(first, INDEX(i)), number) for i in range(channels)],
+            [moved(builder, line, INDEX(v * lanes), number) for v in range(vectors)],
         )
 
     if complete:
-        first = [builder.load(_at(builder, complete[0], _INDEX(i), number), typ=number) for i in range(channels)]
-        start = {(i, v): _spread(builder, first[i], lanes) for i, v in places}
+        first = [builder.load(moved(builder, complete[0], INDEX(i), number), typ=number) for i in range(channels)]
+        start = {(i, v): vector_of(builder, first[i], lanes) for i, v in places}
     else:
         start = {at: builder.load(place, align=align, typ=vector) for at, place in places.items()}
     for at, total in _sum_of_products(builder, taps, start, operands).items():
         if complete:
-            least, most = (_spread(builder, limit, lanes) for limit in complete[1:])
+            least, most = (vector_of(builder, limit, lanes) for limit in complete[1:])
             total = builder.select(builder.fcmp_ordered("<", total, least), least, total)  # so that NaN passes
             total = builder.select(builder.fcmp_ordered(">", total, most), most, total)
         builder.store(total, places[at], align=align)
-
-
-def _spread(builder: ir.IRBuilder, number: ir.Value, lanes: int) -> ir.Value:
-    vector = ir.Constant(ir.VectorType(number.type, lanes), ir.Undefined)
-    vector = builder.insert_element(vector, number, ir.IntType(32)(0))
-    return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(ir.IntType(32), lanes), None))
 
 
 def _sum_of_products(
@@ -149,25 +141,17 @@ def _sum_of_products(
     from numba.core import cgutils
 
     vector = next(iter(start.values())).type
-    number, align = vector.element, _alignment(vector.element)
+    number, align = vector.element, itemsize(vector.element)
     held = {at: cgutils.alloca_once_value(builder, value) for at, value in start.items()}  # LLVM: in registers
-    with cgutils.for_range(builder, taps, intp=_INDEX) as loop:
+    with cgutils.for_range(builder, taps, intp=INDEX) as loop:
         scalars, vectors = operands(loop.index)
         values = [builder.load(place, align=align, typ=vector) for place in vectors]
         for i, place in enumerate(scalars):
-            spread = _spread(builder, builder.load(place, typ=number), vector.count)
+            spread = vector_of(builder, builder.load(place, typ=number), vector.count)
             for v, value in enumerate(values):
                 before = builder.load(held[i, v], typ=vector)
                 builder.store(multiply_add(builder, value, spread, before), held[i, v])
     return {at: builder.load(held[at], typ=vector) for at in start}
-
-
-def _at(builder: ir.IRBuilder, base: ir.Value, index: ir.Value, of: ir.Type) -> ir.Value:
-    return builder.gep(base, [index], source_etype=of)
-
-
-def _alignment(number: ir.Type) -> int:
-    return 4 if number == ir.FloatType() or number == ir.IntType(32) else 8
 
 
 def multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
@@ -205,12 +189,9 @@ def _tile(types_of_arguments: Any, complete: bool) -> Any:
     lanes = vector_bytes() // np.dtype(str(number_type)).itemsize
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        def pointer(k: int, at: ir.Value) -> ir.Value:
-            data = context.make_array(signature.args[k])(context, builder, arguments[k]).data
-            return builder.gep(data, [at], source_etype=context.get_data_type(signature.args[k].dtype))
-
+        pointer = addresses(context, builder, signature, arguments)
         number = context.get_value_type(number_type)
-        passed = [pointer(0, arguments[1]), arguments[2], pointer(3, _INDEX(0)), pointer(4, _INDEX(0)), arguments[5],
+        passed = [pointer(0, arguments[1]), arguments[2], pointer(3), pointer(4), arguments[5],
                   pointer(6, arguments[7]), arguments[9]]  # fmt: skip
         if complete:
             passed += pointer(10, arguments[11]), *arguments[12:]
@@ -218,7 +199,7 @@ def _tile(types_of_arguments: Any, complete: bool) -> Any:
         switch = builder.switch(arguments[8], done)
         for count in range(1, tile_channels() + 1):
             case = builder.append_basic_block(f"tile.{count}")
-            switch.add_case(_INDEX(count), case)
+            switch.add_case(INDEX(count), case)
             builder.position_at_end(case)
             builder.call(_define(builder.module, number, lanes, count, complete), passed)
             builder.branch(done)
@@ -234,28 +215,28 @@ def _define_pixels(module: ir.Module, number: ir.Type, lanes: int, pixels: int, 
     if name in module.globals:
         return module.globals[name]
     signature = ir.FunctionType(
-        ir.VoidType(), [_POINTER, _INDEX, _POINTER, _INDEX, _POINTER, _POINTER, _POINTER, _INDEX, _POINTER]
+        ir.VoidType(), [POINTER, INDEX, POINTER, INDEX, POINTER, POINTER, POINTER, INDEX, POINTER]
     )
     function = ir.Function(module, signature, name)
     function.linkage = "internal"
     builder = ir.IRBuilder(function.append_basic_block())
     sums, pitch, start, start_pitch, lines, places, offsets, taps, weights = function.args
-    vector, align = ir.VectorType(number, lanes), _alignment(number)
+    vector, align = ir.VectorType(number, lanes), itemsize(number)
     bases = [
-        _at(builder, lines, builder.load(_at(builder, places, _INDEX(p), _INDEX), typ=_INDEX), number)
+        moved(builder, lines, builder.load(moved(builder, places, INDEX(p), INDEX), typ=INDEX), number)
         for p in range(pixels)
     ]
 
     def operands(t: ir.Value) -> tuple[list[ir.Value], list[ir.Value]]:
-        offset = builder.load(_at(builder, offsets, t, _INDEX), typ=_INDEX)
-        row = _at(builder, weights, builder.mul(t, _INDEX(vectors * lanes)), number)
+        offset = builder.load(moved(builder, offsets, t, INDEX), typ=INDEX)
+        row = moved(builder, weights, builder.mul(t, INDEX(vectors * lanes)), number)
         return (
-            [_at(builder, base, offset, number) for base in bases],
-            [_at(builder, row, _INDEX(v * lanes), number) for v in range(vectors)],
+            [moved(builder, base, offset, number) for base in bases],
+            [moved(builder, row, INDEX(v * lanes), number) for v in range(vectors)],
         )
 
     def place(base: ir.Value, step: ir.Value, p: int, v: int) -> ir.Value:
-        return _at(builder, base, builder.add(builder.mul(step, _INDEX(p)), _INDEX(v * lanes)), number)
+        return moved(builder, base, builder.add(builder.mul(step, INDEX(p)), INDEX(v * lanes)), number)
 
     first = {
         (p, v): builder.load(place(start, start_pitch, p, v), align=align, typ=vector)
@@ -287,21 +268,17 @@ def multiply_pixels(  # type: ignore[no-untyped-def]
     lanes = vector_bytes() // np.dtype(str(memory.dtype)).itemsize
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        def pointer(k: int, at: ir.Value) -> ir.Value:
-            data = context.make_array(signature.args[k])(context, builder, arguments[k]).data
-            return builder.gep(data, [at], source_etype=context.get_data_type(signature.args[k].dtype))
-
+        pointer = addresses(context, builder, signature, arguments)
         number = context.get_value_type(signature.args[0].dtype)
-        zero = _INDEX(0)
-        passed = (pointer(0, arguments[1]), arguments[2], pointer(0, arguments[3]), arguments[4], pointer(5, zero),
-                  pointer(6, arguments[7]), pointer(8, zero), arguments[9], pointer(10, arguments[11]))  # fmt: skip
-        shape = builder.add(builder.mul(arguments[13], _INDEX(tile_pixels() + 1)), arguments[12])
+        passed = (pointer(0, arguments[1]), arguments[2], pointer(0, arguments[3]), arguments[4], pointer(5),
+                  pointer(6, arguments[7]), pointer(8), arguments[9], pointer(10, arguments[11]))  # fmt: skip
+        shape = builder.add(builder.mul(arguments[13], INDEX(tile_pixels() + 1)), arguments[12])
         done = builder.append_basic_block("tile.done")
         switch = builder.switch(shape, done)
         for v in range(1, TILE_VECTORS + 1):
             for p in range(1, tile_pixels() + 1):
                 case = builder.append_basic_block(f"tile.{p}.{v}")
-                switch.add_case(_INDEX(v * (tile_pixels() + 1) + p), case)
+                switch.add_case(INDEX(v * (tile_pixels() + 1) + p), case)
                 builder.position_at_end(case)
                 builder.call(_define_pixels(builder.module, number, lanes, p, v), passed)
                 builder.branch(done)

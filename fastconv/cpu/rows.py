@@ -14,10 +14,9 @@ import numpy as np
 from llvmlite import ir
 
 from fastconv.cpu.elements import CLIP, activate, clip, load, resolve, store
+from fastconv.cpu.emitting import INDEX, vector_of
 from fastconv.cpu.jit import generic, inline, intrinsic
 from fastconv.machine import vector_bytes
-
-_INDEX = ir.IntType(64)
 
 
 @intrinsic
@@ -39,10 +38,10 @@ def _each_vector(builder: ir.IRBuilder, length: ir.Value, body: Callable[[ir.Val
     width = lanes
     while width > 0:  # a run shorter than a vector takes half of one, and so on
         enough, shorter = builder.append_basic_block(f"run.{width}"), builder.append_basic_block("run.shorter")
-        builder.cbranch(builder.icmp_signed(">=", length, _INDEX(width)), enough, shorter)
+        builder.cbranch(builder.icmp_signed(">=", length, INDEX(width)), enough, shorter)
         builder.position_at_end(enough)
-        last = builder.sub(length, _INDEX(width))
-        with cgutils.for_range_slice(builder, _INDEX(0), last, _INDEX(width), intp=_INDEX) as (at, _):
+        last = builder.sub(length, INDEX(width))
+        with cgutils.for_range_slice(builder, INDEX(0), last, INDEX(width), intp=INDEX) as (at, _):
             body(at, width)
         body(last, width)
         builder.branch(done)
@@ -50,12 +49,6 @@ def _each_vector(builder: ir.IRBuilder, length: ir.Value, body: Callable[[ir.Val
         width //= 2
     builder.branch(done)
     builder.position_at_end(done)
-
-
-def _spread(builder: ir.IRBuilder, number: ir.Value, width: int) -> ir.Value:
-    vector = ir.Constant(ir.VectorType(number.type, width), ir.Undefined)
-    vector = builder.insert_element(vector, number, ir.IntType(32)(0))
-    return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(ir.IntType(32), width), None))
 
 
 @intrinsic
@@ -85,9 +78,9 @@ def _move(typing_context, source, first, added, low, high, target, length):  # t
 
             value = builder.load(place(begin), align=itemsize)
             if not isinstance(added, types.NoneType):
-                value = add(value, _spread(builder, arguments[2], width))
+                value = add(value, vector_of(builder, arguments[2], width))
             if not isinstance(low, types.NoneType):
-                least, most = (_spread(builder, arguments[k], width) for k in (3, 4))
+                least, most = (vector_of(builder, arguments[k], width) for k in (3, 4))
                 value = builder.select(less("<", value, least), least, value)  # comparisons so that NaN passes
                 value = builder.select(less(">", value, most), most, value)
             builder.store(value, place(target_array.data), align=itemsize)

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
+from fastconv.cpu.emitting import addresses
 from fastconv.cpu.jit import intrinsic
 from fastconv.machine import vector_bytes
 
@@ -218,10 +219,7 @@ def _transform(kind: int) -> Any:
         lanes = vector_bytes() // np.dtype(str(target.dtype)).itemsize
 
         def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            def pointer(k: int, at: ir.Value) -> ir.Value:
-                data = context.make_array(signature.args[k])(context, builder, arguments[k]).data
-                return builder.gep(data, [at], source_etype=context.get_data_type(signature.args[k].dtype))
-
+            pointer = addresses(context, builder, signature, arguments)
             number = context.get_value_type(signature.args[2].dtype)
             passed = (pointer(2, arguments[3]), *arguments[4:6], pointer(6, arguments[7]), *arguments[8:])
             shape = builder.add(builder.mul(arguments[0], _INDEX(_MOST_TAPS + 1)), arguments[1])

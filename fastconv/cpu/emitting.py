@@ -1,0 +1,73 @@
+"""What every file that emits LLVM IR needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from llvmlite import ir
+
+BYTE, LANE, INDEX, POINTER = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.PointerType()
+
+
+def itemsize(number: ir.Type) -> int:
+    """Bytes of a number."""
+    return number.width // 8 if isinstance(number, ir.IntType) else 4 if number == ir.FloatType() else 8
+
+
+def define(module: ir.Module, name: str, arguments: list[ir.Type]) -> tuple[ir.Function, bool]:
+    """A function of a module that returns nothing, and whether it is there already."""
+    if name in module.globals:
+        return module.globals[name], True
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")  # inlined, its addresses would be kept through all loops around it
+    return function, False
+
+
+def moved(builder: ir.IRBuilder, pointer: ir.Value, amount: ir.Value | int, unit: ir.Type) -> ir.Value:
+    """A pointer so many units further on."""
+    return builder.gep(pointer, [INDEX(amount) if isinstance(amount, int) else amount], source_etype=unit)
+
+
+def data_of(context: Any, builder: ir.IRBuilder, kind: Any, array: ir.Value, unit: Any, at: Any) -> Any:
+    """The address of an array's data, so many units further on."""
+    return moved(builder, context.make_array(kind)(context, builder, array).data, at, unit)
+
+
+@contextmanager
+def counted(builder: ir.IRBuilder, start: ir.Value, stop: ir.Value, step: int = 1) -> Iterator[ir.Value]:
+    """A loop over an index that LLVM is told not to unroll: its body is large enough, or it runs a few times."""
+    before = builder.block
+    test, body, done = (builder.append_basic_block(f"loop.{part}") for part in ("test", "body", "done"))
+    builder.branch(test)
+    builder.position_at_end(test)
+    index = builder.phi(INDEX)
+    index.add_incoming(start, before)
+    builder.cbranch(builder.icmp_signed("<", index, stop), body, done)
+    builder.position_at_end(body)
+    yield index
+    index.add_incoming(builder.add(index, INDEX(step)), builder.block)
+    back = builder.branch(test)
+    module = builder.module
+    off = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
+    back.set_metadata("llvm.loop", module.add_metadata([off]))
+    builder.position_at_end(done)
+
+
+def addresses(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Callable[..., ir.Value]:
+    """For the arguments of an intrinsic: a function that gives the address of element `at` of array number `k`."""
+
+    def address(k: int, at: ir.Value | int = 0) -> ir.Value:
+        kind = signature.args[k]
+        return data_of(context, builder, kind, arguments[k], context.get_data_type(kind.dtype), at)
+
+    return address
+
+
+def vector_of(builder: ir.IRBuilder, number: ir.Value, lanes: int) -> ir.Value:
+    """A vector of copies of a number."""
+    vector = ir.Constant(ir.VectorType(number.type, lanes), ir.Undefined)
+    vector = builder.insert_element(vector, number, LANE(0))
+    return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(LANE, lanes), None))

@@ -8,21 +8,20 @@ one ``(1, H, W)``. ``ndim`` says how many of them the user knows about.
 from __future__ import annotations
 
 import math
-import operator
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-Triple = tuple[int, int, int]
-Pairs = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+from fastconv.parsing import DATA_FORMATS as DATA_FORMATS
+from fastconv.parsing import LARGEST, DataFormat, Pairs, integer, lift, one_of, parse_padding, per_axis, triple
+from fastconv.parsing import Triple as Triple
 
 OPS = ("forward", "input_grad", "weight_grad")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 PRECISIONS = ("highest", "high", "fast")
-DATA_FORMATS = {1: ("NCW", "NWC"), 2: ("NCHW", "NHWC"), 3: ("NCDHW", "NDHWC")}
 WEIGHT_FORMATS = {1: ("OIW", "OWI", "WIO"), 2: ("OIHW", "OHWI", "HWIO"), 3: ("OIDHW", "ODHWI", "DHWIO")}
 
 #: input dtype -> (result dtype, accumulator dtype)
@@ -39,9 +38,6 @@ DTYPES = {
     "int32": ("int32", "int32"),
     "int64": ("int64", "int64"),
 }
-
-# Sizes travel to the kernels as 64-bit integers and are multiplied there; this keeps every product representable.
-_LARGEST = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -159,16 +155,16 @@ class ConvProblem:
         args = _Arguments(
             ndim, stride, dilation, groups, padding_mode, data_format, weight_format, precision, flip_kernel
         )
-        batch_shape, channels, size = args.split_data("x", x_shape)
+        batch_shape, channels, size = args.data_format.split("x", x_shape)
         out_channels, group_channels, kernel = args.split_weight(w_shape)
         if channels != group_channels * args.groups:
             raise ValueError(
                 f"w has shape {tuple(w_shape)} ({args.weight_name}), so with groups={args.groups} x must have "
                 f"{group_channels} * {args.groups} = {group_channels * args.groups} channels; "
-                f"x has shape {tuple(x_shape)} ({args.data_name}) with {channels}"
+                f"x has shape {tuple(x_shape)} ({args.data_format.name}) with {channels}"
             )
         args.check_groups("output channels (from w)", out_channels)
-        pads = _parse_padding(padding, ndim, size, kernel, args.stride, args.dilation, transposed=False)
+        pads = parse_padding(padding, ndim, size, kernel, args.stride, args.dilation, transposed=False)
         args.check_padding_mode(pads, size, tuple(x_shape))
         out_size = [
             _output_length(size[i], kernel[i], args.stride[i], pads[i], args.dilation[i], 3 - ndim <= i, tuple(x_shape))
@@ -181,7 +177,7 @@ class ConvProblem:
             out_channels=out_channels,
             size=size,
             kernel=kernel,
-            out_size=_triple(out_size),
+            out_size=triple(out_size),
             padding=pads,
             dtype=dtype,
             bias=bias,
@@ -218,17 +214,17 @@ class ConvProblem:
         )
         if padding_mode != "zeros":
             raise ValueError(f"padding_mode={padding_mode!r}: a transposed convolution takes 'zeros' only")
-        batch_shape, channels, out_size = args.split_data("x", x_shape)
+        batch_shape, channels, out_size = args.data_format.split("x", x_shape)
         weight_channels, group_channels, kernel = args.split_weight(w_shape)
         if channels != weight_channels:
             raise ValueError(
                 f"w has shape {tuple(w_shape)} ({args.weight_name}, where O is x's channels in a transposed "
                 f"convolution), so x must have {weight_channels} channels; "
-                f"x has shape {tuple(x_shape)} ({args.data_name}) with {channels}"
+                f"x has shape {tuple(x_shape)} ({args.data_format.name}) with {channels}"
             )
         args.check_groups("input channels", channels)
-        pads = _parse_padding(padding, ndim, out_size, kernel, args.stride, args.dilation, transposed=True)
-        extra = _lift(_per_axis("output_padding", output_padding, ndim, 0), 0)
+        pads = parse_padding(padding, ndim, out_size, kernel, args.stride, args.dilation, transposed=True)
+        extra = lift(per_axis("output_padding", output_padding, ndim, 0), 0)
         size = []
         for i in range(3):
             if extra[i] >= max(args.stride[i], args.dilation[i]) and extra[i] > 0:
@@ -251,7 +247,7 @@ class ConvProblem:
             batch_shape=batch_shape,
             in_channels=group_channels * args.groups,
             out_channels=channels,
-            size=_triple(size),
+            size=triple(size),
             kernel=kernel,
             out_size=out_size,
             padding=pads,
@@ -322,8 +318,7 @@ class ConvProblem:
         return self.batch * self.out_channels * math.prod(self.out_size) * taps
 
     def _data_shape(self, channels: int, size: Triple) -> tuple[int, ...]:
-        spatial = size[3 - self.ndim :]
-        return self.batch_shape + ((*spatial, channels) if self.channels_last else (channels, *spatial))
+        return DataFormat(self.ndim, self.channels_last).join(self.batch_shape, channels, size)
 
     def __str__(self) -> str:
         x, w = self.operand_shapes
@@ -370,20 +365,18 @@ class _Arguments:
         flip_kernel: bool,
     ) -> None:
         self.ndim = ndim
-        self.stride = _lift(_per_axis("stride", stride, ndim, 1), 1)
-        self.dilation = _lift(_per_axis("dilation", dilation, ndim, 1), 1)
-        self.groups = _integer("groups", groups, 1)
-        self.padding_mode = _one_of("padding_mode", padding_mode, PADDING_MODES)
-        self.precision = _one_of("precision", precision, PRECISIONS)
+        self.stride = lift(per_axis("stride", stride, ndim, 1), 1)
+        self.dilation = lift(per_axis("dilation", dilation, ndim, 1), 1)
+        self.groups = integer("groups", groups, 1)
+        self.padding_mode = one_of("padding_mode", padding_mode, PADDING_MODES)
+        self.precision = one_of("precision", precision, PRECISIONS)
         if not isinstance(flip_kernel, (bool, np.bool_)):
             raise TypeError(f"flip_kernel={flip_kernel!r}: expected True or False")
         self.flip_kernel = bool(flip_kernel)
-        formats = (*DATA_FORMATS[ndim], "channels_first", "channels_last")
-        _one_of("data_format", data_format, formats)
-        self.channels_last = data_format in ("channels_last", DATA_FORMATS[ndim][1])
-        self.data_name = DATA_FORMATS[ndim][self.channels_last]
+        self.data_format = DataFormat.parse(ndim, data_format)
+        self.channels_last = self.data_format.channels_last
         self.weight_name = WEIGHT_FORMATS[ndim][0] if weight_format is None else weight_format
-        _one_of("weight_format", self.weight_name, WEIGHT_FORMATS[ndim])
+        one_of("weight_format", self.weight_name, WEIGHT_FORMATS[ndim])
         self.weight_order = ("OI*", "O*I", "*IO")[WEIGHT_FORMATS[ndim].index(self.weight_name)]
 
     def fields(self) -> dict[str, Any]:
@@ -391,28 +384,16 @@ class _Arguments:
         own = {field.name for field in fields(ConvProblem)}
         return {name: value for name, value in vars(self).items() if name in own}
 
-    def split_data(self, name: str, shape: Sequence[int]) -> tuple[tuple[int, ...], int, Triple]:
-        """Batch axes, channels and lifted spatial size of a data array."""
-        shape = tuple(_integer(f"an axis of {name}", n, 0, sys.maxsize) for n in shape)
-        if len(shape) < self.ndim + 1:
-            raise ValueError(
-                f"{name} has shape {shape}: expected at least {self.ndim + 1} axes, (*batch, "
-                f"{', '.join(self.data_name[1:])})"
-            )
-        batch, rest = shape[: -self.ndim - 1], shape[-self.ndim - 1 :]
-        channels, spatial = (rest[-1], rest[:-1]) if self.channels_last else (rest[0], rest[1:])
-        return batch, channels, _lift(spatial, 1)
-
     def split_weight(self, shape: Sequence[int]) -> tuple[int, int, Triple]:
         """Outer channels (O), channels per group (I) and lifted kernel size of a weight array."""
-        shape = tuple(_integer("an axis of w", n, 0, sys.maxsize) for n in shape)
+        shape = tuple(integer("an axis of w", n, 0, sys.maxsize) for n in shape)
         if len(shape) != self.ndim + 2:
             raise ValueError(f"w has shape {shape}: expected {self.ndim + 2} axes, {self.weight_name}")
         kernel = {"OI*": shape[2:], "O*I": shape[1:-1], "*IO": shape[:-2]}[self.weight_order]
         outer, inner = {"OI*": shape[:2], "O*I": shape[:: self.ndim + 1], "*IO": shape[:-3:-1]}[self.weight_order]
         if min(kernel) < 1:
             raise ValueError(f"w has shape {shape} ({self.weight_name}): every kernel axis must be at least 1 long")
-        return outer, inner, _lift(kernel, 1)
+        return outer, inner, lift(kernel, 1)
 
     def check_groups(self, what: str, channels: int) -> None:
         if channels % self.groups:
@@ -423,7 +404,7 @@ class _Arguments:
         if self.padding_mode == "zeros":
             return
         for pair, length in zip(pads, size, strict=True):
-            most = {"reflect": length - 1, "circular": length, "replicate": _LARGEST if length else 0}
+            most = {"reflect": length - 1, "circular": length, "replicate": LARGEST if length else 0}
             if max(pair) > max(most[self.padding_mode], 0):
                 raise ValueError(
                     f"padding={pair} with padding_mode={self.padding_mode!r}: an axis of length {length} "
@@ -431,37 +412,11 @@ class _Arguments:
                 )
 
 
-def _parse_padding(
-    padding: Any, ndim: int, size: Triple, kernel: Triple, stride: Triple, dilation: Triple, *, transposed: bool
-) -> Pairs:
-    """Read the ``padding`` argument into one ``(lo, hi)`` pair for each of the three axes."""
-    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    if isinstance(padding, str):
-        if padding == "valid":
-            pairs = [(0, 0)] * 3
-        elif padding in ("same", "same_lower"):
-            # TensorFlow's rule: ceil(size / stride) outputs. The adjoint sees size * stride inputs, hence stride.
-            totals = [
-                max((reach[i] + 1 - stride[i]) if transposed else (-(-size[i] // stride[i]) - 1) * stride[i]
-                    + reach[i] + 1 - size[i], 0)
-                for i in range(3)
-            ]  # fmt: skip
-            pairs = [(t // 2, t - t // 2) if padding == "same" else (t - t // 2, t // 2) for t in totals]
-        elif padding == "full":
-            pairs = [(r, r) for r in reach]
-        elif padding == "causal" and ndim == 1:
-            pairs = [(r, 0) for r in reach]
-        else:
-            only = ", 'causal'" if ndim == 1 else " ('causal' is for 1-D)"
-            raise ValueError(f"padding={padding!r}: expected 'valid', 'same', 'same_lower', 'full'{only}, or numbers")
-        return cast(Pairs, tuple(pairs))
-    if isinstance(padding, Sequence) and padding and all(isinstance(p, Sequence) for p in padding):
-        if len(padding) != ndim or any(len(p) != 2 for p in padding):
-            raise ValueError(f"padding={padding!r}: expected {ndim} (lo, hi) pairs")
-        pairs = [(_integer("padding", lo, 0), _integer("padding", hi, 0)) for lo, hi in padding]
-    else:
-        pairs = [(p, p) for p in _per_axis("padding", padding, ndim, 0)]
-    return cast(Pairs, ((0, 0),) * (3 - ndim) + tuple(pairs))
+def ndim_of(w_shape: Sequence[int]) -> int:
+    """Number of spatial axes of a convolution with a weight of this shape."""
+    if not 3 <= len(w_shape) <= 5:
+        raise ValueError(f"w_shape={tuple(w_shape)}: expected 3, 4 or 5 axes (two of channels, the rest spatial)")
+    return len(w_shape) - 2
 
 
 def _output_length(
@@ -478,47 +433,5 @@ def _output_length(
     )
 
 
-def _integer(name: str, value: Any, least: int, most: int = _LARGEST) -> int:
-    if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}={value!r}: expected an integer")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}={value!r}: expected an integer") from None
-    if not least <= number <= most:
-        raise ValueError(f"{name}={value!r}: expected an integer from {least} to {most}")
-    return number
-
-
-def _per_axis(name: str, value: Any, ndim: int, least: int) -> tuple[int, ...]:
-    if isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str):
-        if len(value) != ndim:
-            raise ValueError(f"{name}={value!r}: expected one integer or {ndim}, one for each spatial axis")
-        return tuple(_integer(name, v, least) for v in value)
-    return (_integer(name, value, least),) * ndim
-
-
-def _one_of(name: str, value: Any, allowed: Sequence[str]) -> str:
-    if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, allowed))}")
-    return value
-
-
-def ndim_of(w_shape: Sequence[int]) -> int:
-    """Number of spatial axes of a convolution with a weight of this shape."""
-    if not 3 <= len(w_shape) <= 5:
-        raise ValueError(f"w_shape={tuple(w_shape)}: expected 3, 4 or 5 axes (two of channels, the rest spatial)")
-    return len(w_shape) - 2
-
-
-def _lift(values: Sequence[int], fill: int) -> Triple:
-    return _triple([fill] * (3 - len(values)) + list(values))
-
-
-def _triple(values: Sequence[int]) -> Triple:
-    a, b, c = values
-    return (a, b, c)
-
-
 def _replace(values: Triple, axis: int, value: int) -> Triple:
-    return _triple([value if i == axis else v for i, v in enumerate(values)])
+    return triple([value if i == axis else v for i, v in enumerate(values)])

@@ -149,8 +149,10 @@ def within(names, *modules):
     return {name for name in names if any(name == m or name.startswith(f"{m}.") for m in modules)}
 
 
-def test_problem_imports_nothing_of_ours():
-    assert ours(ROOT / "fastconv" / "problem.py") == set()
+def test_problem_imports_the_reading_of_arguments_alone():
+    assert ours(ROOT / "fastconv" / "parsing.py") == set()
+    names = ours(ROOT / "fastconv" / "problem.py")
+    assert names == within(names, "fastconv.parsing")
 
 
 def test_reference_imports_only_problem():

@@ -62,6 +62,8 @@ GUARDED = {
     "a volume": ((1, 3, 4, 9, 11), (3, 1, 3, 3, 3), {"padding": 1, "groups": 3}),
     "a multiplier": ((1, 3, 9, 11), (6, 1, 3, 3), {"padding": 1, "groups": 3}),
     "grouped": ((1, 8, 9, 11), (8, 4, 3, 3), {"padding": 1, "groups": 2}),
+    "pairs": ((2, 26, 9, 11), (26, 2, 3, 3), {"padding": 1, "groups": 13, "stride": 2}),
+    "fours in a volume": ((1, 12, 4, 9, 11), (12, 4, 2, 3, 3), {"padding": 1, "groups": 3}),
     "one pixel": ((1, 3, 1, 1), (3, 1, 1, 1), {"groups": 3}),
 }
 
@@ -122,9 +124,11 @@ def test_every_way_in_which_taps_form_runs(kernel, stride, dilation, channels_la
         check(p, a, b, np.empty(p.result_shape, np.float32))
 
 
-def test_layouts_give_the_same_bits():
-    """Planes and pixels sum the products in one order; so do rows of any length."""
-    p = ConvProblem.forward(2, (2, 13, 23, 29), (13, 1, 5, 3), padding=1, groups=13, stride=2)
+@pytest.mark.parametrize("together", [1, 2, 4, 8, 16])
+def test_layouts_give_the_same_bits(together):
+    """Planes and pixels sum the products in one order, in groups of any size; so do rows of any length."""
+    channels = 13 * together
+    p = ConvProblem.forward(2, (2, channels, 23, 29), (channels, together, 5, 3), padding=1, groups=13, stride=2)
     a, b, _, _ = make_operands(p)
     planes = np.empty(p.result_shape, np.float32)
     DEPTHWISE.apply(p, a, b, planes)

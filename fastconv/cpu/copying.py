@@ -4,8 +4,10 @@ Under Numba a row costs some 25 ns however short it is: a slice is made, a loop 
 the last elements go one by one. Here a row of n elements is whole vectors and then, for each binary digit of what is
 left, a vector of half, a quarter, … of the lanes: 7 elements are 4 + 2 + 1. Nothing outside the row is touched.
 
-A row may be *split* on the way, ``target[part][i] = source[2 * i + part]``, so that what a stride of 2 reads lies side
-by side: a vector of twice the lanes is loaded, its even and its odd elements are stored apart.
+On the way a row may be *split*, ``target[part][i] = source[2 * i + part]``, so that what a stride of 2 reads lies side
+by side: a vector of twice the lanes is loaded, its even and its odd elements are stored apart. Or it may be *spread*,
+``target[part][i] = source[i - i % parts + part]``: in the target of a part, every element of the source's groups of
+`parts` is that one. A vector is loaded once, permuted and stored for each part.
 """
 
 from __future__ import annotations
@@ -19,36 +21,41 @@ from fastconv.cpu.jit import intrinsic
 from fastconv.machine import vector_bytes
 
 
-def define_copy(module: ir.Module, number: ir.Type, parts: int) -> ir.Function:
-    """The function (target of each part …, slot, pitch, source, leap, stride, planes, rows, length); steps in bytes."""
+def define_copy(module: ir.Module, number: ir.Type, parts: int, spread: bool) -> ir.Function:
+    """The function (target, apart, slot, pitch, source, leap, stride, planes, rows, length); steps are in bytes.
+
+    The targets of the parts lie `apart`. A row that is spread has a multiple of `parts` elements.
+    """
     size = itemsize(number)
     lanes = vector_bytes() // size
     function, known = define(
-        module, f"fastconv_copy_{number}_{lanes}_{parts}",
-        [POINTER] * parts + [INDEX, INDEX, POINTER, INDEX, INDEX, INDEX, INDEX, INDEX],
+        module, f"fastconv_copy_{number}_{lanes}_{parts}_{spread}",
+        [POINTER, INDEX, INDEX, INDEX, POINTER, INDEX, INDEX, INDEX, INDEX, INDEX],
     )  # fmt: skip
     if known:
         return function
-    *targets, slot, pitch, source, leap, stride, planes, rows, length = function.args
+    target, apart, slot, pitch, source, leap, stride, planes, rows, length = function.args
     builder = ir.IRBuilder(function.append_basic_block())
-    whole = builder.and_(length, INDEX(-parts * lanes))
+    shrink = 1 if spread else parts  # elements of the source for one of a target
+    step = shrink * lanes
     with counted(builder, INDEX(0), planes) as plane, counted(builder, INDEX(0), rows) as row:
         start = moved(builder, source, builder.add(builder.mul(plane, leap), builder.mul(row, stride)), BYTE)
-        to = builder.add(builder.mul(plane, slot), builder.mul(row, pitch))
+        to = moved(builder, target, builder.add(builder.mul(plane, slot), builder.mul(row, pitch)), BYTE)
 
         def copy(at: ir.Value, count: int) -> None:
-            """Elements `at` to `at + count`; `at` is a multiple of the parts."""
+            """Elements `at` to `at + count`; `at` is a multiple of `shrink`."""
             values = builder.load(moved(builder, start, at, number), align=size, typ=ir.VectorType(number, count))
-            for part, target in enumerate(targets[:count]):
-                chosen = list(range(part, count, parts))
+            for part in range(parts if spread else min(parts, count)):
+                chosen = [i - i % parts + part for i in range(count)] if spread else list(range(part, count, parts))
                 mask = ir.Constant(ir.VectorType(LANE, len(chosen)), chosen)
-                place = moved(builder, moved(builder, target, to, BYTE), builder.udiv(at, INDEX(parts)), number)
+                place = moved(builder, to, builder.mul(apart, INDEX(part)), BYTE)
+                place = moved(builder, place, builder.udiv(at, INDEX(shrink)), number)
                 builder.store(builder.shuffle_vector(values, values, mask), place, align=size)
 
-        with counted(builder, INDEX(0), whole, parts * lanes) as at:
-            copy(at, parts * lanes)
-        count = parts * lanes // 2
-        while count:
+        with counted(builder, INDEX(0), builder.and_(length, INDEX(-step)), step) as at:
+            copy(at, step)
+        count = step // 2
+        while count >= (parts if spread else 1):
             with builder.if_then(builder.icmp_unsigned("!=", builder.and_(length, INDEX(count)), INDEX(0))):
                 copy(builder.and_(length, INDEX(-2 * count)), count)
             count //= 2
@@ -56,19 +63,14 @@ def define_copy(module: ir.Module, number: ir.Type, parts: int) -> ir.Function:
     return function
 
 
-def _copying(parts: int) -> Any:
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        target, *firsts, slot, pitch, source, begin, leap, stride, planes, rows, length = arguments
-        number = context.get_data_type(signature.args[0].dtype)
-        size = INDEX(itemsize(number))
-        to = [data_of(context, builder, signature.args[0], target, number, first) for first in firsts]
-        from_ = data_of(context, builder, signature.args[parts + 3], source, BYTE, begin)
-        steps = builder.mul(slot, size), builder.mul(pitch, size)
-        copy = define_copy(builder.module, number, parts)
-        builder.call(copy, (*to, *steps, from_, leap, stride, planes, rows, length))
-        return context.get_dummy_value()
-
-    return generate
+def _emit_copy(context: Any, builder: ir.IRBuilder, kinds: Any, arguments: Any, parts: int, spread: bool) -> None:
+    """Call the function; `kinds` are the types of target and source, `arguments` those of :func:`split_planes`."""
+    target, first, apart, slot, pitch, source, begin, *bytes_and_counts = arguments
+    number = context.get_data_type(kinds[0].dtype)
+    to = data_of(context, builder, kinds[0], target, number, first)
+    from_ = data_of(context, builder, kinds[1], source, BYTE, begin)
+    steps = [builder.mul(step, INDEX(itemsize(number))) for step in (apart, slot, pitch)]
+    builder.call(define_copy(builder.module, number, parts, spread), (to, *steps, from_, *bytes_and_counts))
 
 
 @intrinsic
@@ -81,14 +83,54 @@ def copy_planes(  # type: ignore[no-untyped-def]
     """
     from numba import types
 
-    return types.void(target, first, slot, pitch, source, begin, leap, stride, planes, rows, length), _copying(1)
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        arguments = *arguments[:2], INDEX(0), *arguments[2:]
+        _emit_copy(context, builder, (target, source), arguments, 1, spread=False)
+        return context.get_dummy_value()
+
+    return types.void(target, first, slot, pitch, source, begin, leap, stride, planes, rows, length), generate
 
 
 @intrinsic
 def split_planes(  # type: ignore[no-untyped-def]
-    typing_context, target, even, odd, slot, pitch, source, begin, leap, stride, planes, rows, length
+    typing_context, target, even, apart, slot, pitch, source, begin, leap, stride, planes, rows, length
 ):
-    """The same, but elements 0, 2, 4, … of a row go to ``even + …``, the others to ``odd + …``."""
+    """The same, but elements 0, 2, 4, … of a row go to ``even + …``, the others `apart` from there."""
     from numba import types
 
-    return types.void(target, even, odd, slot, pitch, source, begin, leap, stride, planes, rows, length), _copying(2)
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        _emit_copy(context, builder, (target, source), arguments, 2, spread=False)
+        return context.get_dummy_value()
+
+    return types.void(target, even, apart, slot, pitch, source, begin, leap, stride, planes, rows, length), generate
+
+
+@intrinsic
+def spread_planes(  # type: ignore[no-untyped-def]
+    typing_context, target, first, apart, slot, pitch, source, begin, leap, stride, planes, rows, length, parts
+):
+    """The same, but part k of a row, ``first + k * apart + …``, has the k-th of each `parts` elements in all of them.
+
+    `parts` is a power of two, at most the lanes of a vector, and divides `length`.
+    """
+    from numba import types
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        lanes = vector_bytes() // itemsize(context.get_data_type(target.dtype))
+        done = builder.append_basic_block("spread.done")
+        switch = builder.switch(arguments[-1], done)
+        count = 1
+        while count <= lanes:
+            case = builder.append_basic_block(f"spread.{count}")
+            switch.add_case(INDEX(count), case)
+            builder.position_at_end(case)
+            _emit_copy(context, builder, (target, source), arguments[:-1], count, spread=count > 1)
+            builder.branch(done)
+            count *= 2
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    return (
+        types.void(target, first, apart, slot, pitch, source, begin, leap, stride, planes, rows, length, parts),
+        generate,
+    )

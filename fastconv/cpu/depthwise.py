@@ -21,6 +21,7 @@ order (channel, kd, kh, kw), however the work is cut.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache, lru_cache
 from typing import Any
 
@@ -59,46 +60,58 @@ def _compiled(dtype_name: str, result_name: str, accumulator_name: str, pixels: 
 
 
 def _pixels(problem: ConvProblem) -> bool:
-    """Whether vectors hold neighbouring groups."""
-    return problem.channels_last and all(p.in_channels == p.out_channels == 1 for p in lower(problem))
+    """Whether vectors hold neighbouring output channels."""
+    lanes = padded(1, named_dtype(problem.accumulator_dtype).itemsize)
+    return problem.channels_last and all(
+        p.in_channels == p.out_channels and p.in_channels > 0 and lanes % p.in_channels == 0 for p in lower(problem)
+    )
+
+
+def _cut(problem: ConvProblem, piece: Correlation) -> Cut:
+    """How a piece is cut; where vectors hold output channels, each of them counts as a group."""
+    pixels = _pixels(problem)
+    if pixels:
+        piece = replace(piece, groups=piece.groups * piece.out_channels, out_channels=1)
+    return Cut(piece, named_dtype(problem.accumulator_dtype).itemsize, pixels)
 
 
 @lru_cache(maxsize=1024)
 def _cuts(problem: ConvProblem) -> tuple[Cut, ...]:
-    itemsize, pixels = named_dtype(problem.accumulator_dtype).itemsize, _pixels(problem)
-    return tuple(Cut(piece.flat or piece, itemsize, pixels) for piece in lower(problem))
+    return tuple(_cut(problem, piece.flat or piece) for piece in lower(problem))
 
 
 class _DepthwisePlan(PiecewisePlan):
     def __init__(self, problem: ConvProblem) -> None:
         self._pixels = _pixels(problem)
-        super().__init__(problem, self._cut)
+        super().__init__(problem, lambda piece: _cut(problem, piece))
         self.pack_key = self.pack_key, self._pixels
         self._no_bias = np.zeros(problem.result_channels, self._accumulator)
         self._kernel = _compiled(problem.dtype, problem.result_dtype, problem.accumulator_dtype, self._pixels)
 
-    def _cut(self, piece: Correlation) -> tuple[Cut, np.ndarray[Any, Any]]:
-        cut = Cut(piece, self._accumulator.itemsize, self._pixels)
-        return cut, cut.table()
-
     def pack(self, w: Any) -> Any:
-        """For each piece, the taps of every group one after another; or of as many groups as a vector holds."""
+        """For each piece, the taps of every group one after another; or of as many outputs as a vector holds."""
         return [self._arrange(contiguous_taps(piece, w, self._accumulator)) for piece in self._pieces]
 
     def _arrange(self, taps: Any) -> Any:
         groups, out_channels, count = taps.shape
         if not self._pixels:
             return taps.reshape(groups, out_channels * count)
-        lanes = padded(1, self._accumulator.itemsize)
-        slots = -(-groups // lanes)
+        lanes, outputs = padded(1, self._accumulator.itemsize), groups * out_channels
+        slots = -(-outputs // lanes)
         whole = np.zeros((slots * lanes, count), self._accumulator)
-        whole[:groups] = taps[:, 0]
+        whole[:outputs] = taps.reshape(outputs, count)
         return np.ascontiguousarray(whole.reshape(slots, lanes, count).swapaxes(1, 2))
 
-    def _run_piece(self, piece: Correlation, cut: Any, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
-        cut, table = cut
-        self._kernel(cut.tasks, piece.macs, cut.scratch, x, weights, y, bias, residual, piece.geometry, cut.blocking,
-                     cut.strip, table, self._half, *self._activation)  # fmt: skip
+    def _run_piece(self, piece: Correlation, cut: Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
+        if self._pixels and piece.out_channels > 1:
+            y, residual = (_outputs_as_groups(a) for a in (y, residual))
+        self._kernel(cut.tasks, piece.macs, cut.scratch, x, weights, y, bias, residual, cut.geometry, cut.blocking,
+                     cut.strip, cut.table, self._half, *self._activation)  # fmt: skip
+
+
+def _outputs_as_groups(a: Any) -> Any:
+    """See ``(N, G, O, …)``, whose channels are one axis of the caller's array, as ``(N, G * O, 1, …)``."""
+    return a.reshape(a.shape[0], a.shape[1] * a.shape[2], 1, *a.shape[3:])
 
 
 def _work(problem: ConvProblem) -> Iterable[Work]:

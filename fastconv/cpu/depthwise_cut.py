@@ -17,12 +17,13 @@ from fastconv.cpu.depthwise_tile import HEIGHTS, LONGEST_RUN, STRIP
 from fastconv.cpu.jit import inline
 from fastconv.cpu.microkernel import padded
 from fastconv.lowering import Correlation
+from fastconv.remembering import once
 from fastconv.settings import available_cores
 
 _STAGED = 32 << 10  # bytes staged of the planes of one group in a task, if a tile's own rows do not need more
 _TOGETHER = 12 << 10  # bytes staged of several groups: with as much of results they stay in L1
 _WIDTH = 1024  # elements of the longest part of a row of planes in one task
-_STAGED_PIXELS = 32 << 10  # bytes of pixels staged by a task
+_STAGED_PIXELS = 128 << 10  # bytes of pixels staged by a task: a quarter of L2
 _PIXEL = 128  # bytes of a staged pixel, if there is room for some _COLUMNS of results: whole lines of the cache
 _COLUMNS = 16
 _FEWEST_ROWS = 4  # fewer rows of results are better covered by tiles that lie along the row
@@ -169,6 +170,12 @@ class Cut:
             "task": self.tasks,
         }
 
+    @once
+    def geometry(self) -> np.ndarray[Any, Any]:
+        """That of the correlation, as kernels receive it."""
+        return self._correlation.geometry
+
+    @once
     def table(self) -> np.ndarray[Any, Any]:
         """For each run, where it begins in a slot, and where its first weight is."""
         c, block = self._correlation, self.blocking[0]

@@ -1,12 +1,14 @@
 """Depthwise convolution where the vectors hold neighbouring channels: arrays with channels last, read in place.
 
 A staged plane has a vector for each pixel. Rows of pixels have no tails and strides need no care; each tap has a vector
-of weights.
+of weights. Groups of as many channels in as out, a power of two of them, are a depthwise convolution too, in which
+every output channel is a group of its own: of the C inputs of each, plane c holds number c, spread over the lanes of
+all outputs that read it.
 """
 
 from __future__ import annotations
 
-from fastconv.cpu.copying import copy_planes
+from fastconv.cpu.copying import copy_planes, spread_planes
 from fastconv.cpu.depthwise_cut import task_of
 from fastconv.cpu.depthwise_tile import convolve_strip
 from fastconv.cpu.elements import CLIP, load, resolve
@@ -18,36 +20,36 @@ from fastconv.cpu.rows import add_row, inside, write_row
 def _stage(  # type: ignore[no-untyped-def]
     x, n, first, slots, d, start_h, start_w, rows, columns, geo, block, half, scratch
 ):  # fmt: skip
-    """Stage `rows` by `columns` padded pixels of every kd for some vectors of groups; zeros are there already."""
-    mode, lanes = geo.padding_mode, block.lanes
+    """Stage `rows` by `columns` padded pixels of every (channel, kd) for some vectors of results; zeros are there."""
+    mode, lanes, inner = geo.padding_mode, block.lanes, geo.in_channels
     low_h, high_h = inside(start_h, 1, geo.size[1], rows)
     low_w, high_w = inside(start_w, 1, geo.size[2], columns)
-    in_vectors = mode == 0 and x.itemsize == scratch.itemsize and x.strides[1] == x.itemsize
-    corner = n * x.strides[0] + start_h * x.strides[4] + (start_w + low_w) * x.strides[5]
+    in_vectors = mode == 0 and x.itemsize == scratch.itemsize and x.strides[1] == inner * x.itemsize
+    in_vectors = in_vectors and (inner == 1 or x.strides[2] == x.itemsize)
+    lane = first * lanes
+    here = min(slots * lanes, geo.groups - lane)
+    corner = n * x.strides[0] + lane * x.itemsize + start_h * x.strides[4] + (start_w + low_w) * x.strides[5]
     for kd in range(geo.kernel[0]):
         source_d = resolve(d * geo.stride[0] + kd * geo.dilation[0] - geo.offset[0], geo.size[0], mode)
         if in_vectors:
-            low, high = (low_h, high_h) if source_d >= 0 else (0, 0)
-        else:
-            low, high = 0, rows
-        group = first * lanes
-        groups = min(slots * lanes, geo.groups - group)
-        for h in range(low, high):
-            at = kd * block.plane + h * block.row
-            if in_vectors:
-                begin = corner + group * x.strides[1] + source_d * x.strides[3] + h * x.strides[4]
-                at += low_w * block.pixel
-                copy_planes(scratch, at, 0, block.pixel, x, begin, 0, x.strides[5], 1, high_w - low_w, groups)
-                continue
-            source_h = resolve(start_h + h, geo.size[1], mode)
-            for w in range(columns):
-                source_w = resolve(start_w + w, geo.size[2], mode)
-                pixel = scratch[at + w * block.pixel : at + w * block.pixel + groups]
-                if source_d < 0 or source_h < 0 or source_w < 0:
-                    pixel[:] = 0
-                else:
-                    for i in range(groups):
-                        pixel[i] = load(x[n, group + i, 0, source_d, source_h, source_w], half)
+            for h in range(low_h, high_h if source_d >= 0 else low_h):
+                spread_planes(
+                    scratch, kd * block.plane + h * block.row + low_w * block.pixel, geo.kernel[0] * block.plane, 0,
+                    block.pixel, x, corner + source_d * x.strides[3] + h * x.strides[4], 0, x.strides[5], 1,
+                    high_w - low_w, here, inner,
+                )  # fmt: skip
+            continue
+        for c in range(inner):
+            for h in range(rows):
+                source_h = resolve(start_h + h, geo.size[1], mode)
+                for w in range(columns):
+                    source_w = resolve(start_w + w, geo.size[2], mode)
+                    at = (c * geo.kernel[0] + kd) * block.plane + h * block.row + w * block.pixel
+                    if source_d < 0 or source_h < 0 or source_w < 0:
+                        scratch[at : at + here] = 0
+                    else:
+                        for i in range(here):
+                            scratch[at + i] = load(x[n, (lane + i) // inner, c, source_d, source_h, source_w], half)
 
 
 def convolve_pixels(  # type: ignore[no-untyped-def]

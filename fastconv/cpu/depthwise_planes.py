@@ -35,7 +35,7 @@ def _stage(  # type: ignore[no-untyped-def]
                     )  # fmt: skip
                 else:
                     split_planes(
-                        scratch, plane + to, plane + other, slot, block.row, x, begin, x.strides[1], x.strides[4],
+                        scratch, plane + to, other - to, slot, block.row, x, begin, x.strides[1], x.strides[4],
                         groups, high_h - low_h, high_w - low_w,
                     )  # fmt: skip
             elif not in_vectors:

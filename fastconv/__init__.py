@@ -7,6 +7,7 @@
 Importing this costs NumPy and nothing more; Numba, CuPy and torch are imported where first needed.
 """
 
+from fastconv import grad
 from fastconv.dispatch import execute
 from fastconv.explanation import explain
 from fastconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
@@ -38,6 +39,7 @@ __all__ = [
     "execute",
     "explain",
     "get_num_threads",
+    "grad",
     "set_num_threads",
     "set_recycling_limit",
     "set_workspace_limit",

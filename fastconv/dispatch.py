@@ -10,6 +10,7 @@ import numpy as np
 
 from fastconv import machine, recycling, settings
 from fastconv.arrays import Kind, adopt, check_out, named_dtype
+from fastconv.folding import fold, folds, unfolded
 from fastconv.lowering import Views
 from fastconv.problem import ConvProblem, compute_dtype
 from fastconv.registry import Algorithm, algorithms
@@ -132,13 +133,16 @@ class Execution:
         self.problem = problem
         self.algorithm = algorithm
         self.device = algorithm.device
-        self.plan = algorithm.plan(problem, settings.workspace_limit())
+        computed = unfolded(problem)
+        self.plan = algorithm.plan(computed, settings.workspace_limit())
         #: Names the form of a packed weight: executions with equal ones can share it.
-        self.pack_key = self.device, problem.dtype, self.plan.pack_key
-        self._views = Views(problem)
+        self.pack_key = self.device, computed.dtype, self.plan.pack_key
+        self._views = Views(computed)
+        self._folds = folds(problem)
+        self._computed = computed.result_shape, named_dtype(computed.result_dtype)
         self._shape = problem.result_shape
         self._channels = (problem.result_channels,)
-        self._dtype = named_dtype(problem.dtype)
+        self._dtype = named_dtype(computed.dtype)
         self._result_dtype = named_dtype(problem.result_dtype)
         self._bias_dtype = named_dtype(problem.accumulator_dtype)
 
@@ -163,8 +167,10 @@ class Execution:
         x = self._bring(x, self._dtype)
         bias = None if bias is None else self._contiguous(self._bring(bias, self._bias_dtype))
         residual = None if residual is None else self._views.result(self._bring(residual, self._result_dtype))
-        result, target = self._target(out)
+        result, target = self._target(None if self._folds else out)
         self.plan.run(self._views.source(x), packed, target, bias, residual)
+        if self._folds:
+            result = self._contiguous(fold(self.problem, result).astype(self._result_dtype, copy=False))
         if self.device == "gpu" and home is np:
             result = _cupy().asnumpy(result)
         if out is None:
@@ -196,7 +202,7 @@ class Execution:
             if out.size == 0 or xp.may_share_memory(view, out):
                 return out, view
         empty = recycling.empty if xp is np else xp.empty
-        result = empty(self._shape, self._result_dtype)
+        result = empty(*self._computed)
         return result, self._views.result(result)
 
 
@@ -208,7 +214,7 @@ def _cupy() -> Any:
 
 @lru_cache(maxsize=4096)
 def _execution(problem: ConvProblem, device: str, algorithm: str, prepared: bool, workspace_limit: int) -> Execution:
-    return Execution(problem, choose(problem, device, algorithm, prepared=prepared))
+    return Execution(problem, choose(unfolded(problem), device, algorithm, prepared=prepared))
 
 
 def choose_anew() -> None:
@@ -221,7 +227,7 @@ def prepare(
     problem: ConvProblem, home: str, device: str = "auto", algorithm: str = "auto", *, prepared: bool = False
 ) -> Execution:
     """The execution of `problem` for arrays that live on `home`, with the weight `prepared` or not; cached."""
-    at = place(problem, device, home, prepared=prepared)
+    at = place(unfolded(problem), device, home, prepared=prepared)
     return _execution(problem, at, algorithm, prepared, settings.workspace_limit())
 
 

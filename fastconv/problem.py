@@ -333,9 +333,9 @@ class ConvProblem:
         return f"{name}{self.ndim}d {x} * {w} -> {self.result_shape} {self.dtype} {' '.join(extras)}".rstrip()
 
 
-def compute_dtype(x_dtype: Any, w_dtype: Any) -> str:
+def compute_dtype(x_dtype: Any, w_dtype: Any, names: tuple[str, str] = ("x", "w")) -> str:
     """Name of the dtype both operands are brought to, by NumPy's promotion; `TypeError` if it is not supported."""
-    for name, dtype in (("x", x_dtype), ("w", w_dtype)):
+    for name, dtype in zip(names, (x_dtype, w_dtype), strict=True):
         if dtype.name not in DTYPES:
             raise TypeError(f"{name} has dtype {dtype}: expected one of {', '.join(DTYPES)}")
     if x_dtype == w_dtype:
@@ -343,7 +343,9 @@ def compute_dtype(x_dtype: Any, w_dtype: Any) -> str:
     try:
         return str(np.result_type(x_dtype, w_dtype).name)
     except TypeError:
-        raise TypeError(f"x has dtype {x_dtype} and w {w_dtype}: expected two that NumPy promotes to one") from None
+        raise TypeError(
+            f"{names[0]} has dtype {x_dtype} and {names[1]} {w_dtype}: expected two that NumPy promotes to one"
+        ) from None
 
 
 # -- reading the arguments -----------------------------------------------------------------------------------------

@@ -152,12 +152,11 @@ def _largest_near(p: ConvProblem, a: Array, b: Array, spread: Triple) -> Array:
     The full one has a result wherever a sample and a tap meet; those of `p` begin there at `starts`, `steps` apart.
     """
     wide: dict[str, Any]
-    if p.op == "input_grad":  # nothing is cropped
-        wide = {"size": tuple(n + lo + hi for n, (lo, hi) in zip(p.size, p.padding, strict=True))}
-        full = _input_grad(
-            replace(p, padding=((0, 0),) * 3, **wide), _split_data(p, a, p.out_channels), _split_weight(p, b)
-        )
-        starts, steps, counts = [lo for lo, _ in p.padding], (1, 1, 1), p.size
+    if p.op == "input_grad":  # nothing is cropped or folded yet
+        counts = tuple(n + lo + hi for n, (lo, hi) in zip(p.size, p.padding, strict=True))
+        wide = {"size": counts, "padding": ((0, 0),) * 3, "padding_mode": "zeros"}
+        full = _input_grad(replace(p, **wide), _split_data(p, a, p.out_channels), _split_weight(p, b))
+        starts, steps = [0, 0, 0], (1, 1, 1)
     else:
         x = _pad(p, _split_data(p, a, p.in_channels))
         kernel, apart, counts, steps = (p.kernel, p.dilation, p.out_size, p.stride)
@@ -177,6 +176,8 @@ def _largest_near(p: ConvProblem, a: Array, b: Array, spread: Triple) -> Array:
         near = np.lib.stride_tricks.sliding_window_view(np.pad(full, margins), 2 * reach + 1, 3 + axis)
         places = slice(starts[axis], starts[axis] + (counts[axis] - 1) * steps[axis] + 1, steps[axis])
         full = near[(slice(None),) * (3 + axis) + (places,)].max(-1)
+    if p.op == "input_grad":
+        full = _unpad(p, full)
     return _join_weight(p, full) if p.op == "weight_grad" else _join_data(p, full)
 
 

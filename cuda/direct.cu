@@ -2,6 +2,7 @@
 //
 // `direct_thread` gives every output a thread. `direct_warp` gives every output a warp, whose lanes share the sum: for
 // few outputs with long sums, such as weight gradients, where a thread an output would leave most of the GPU idle.
+#include "digits.cuh"
 #include "epilogue.cuh"
 
 struct Direct {
@@ -18,13 +19,6 @@ struct Target {
 
 __device__ inline long long outputs(const Geometry& q) {
     return q.batch * q.groups * q.out_channels * q.count[0] * q.count[1] * q.count[2];
-}
-
-// Take the last digit off a number of mixed radix.
-__device__ inline long long take(long long& number, long long radix) {
-    const long long digit = number % radix;
-    number /= radix;
-    return digit;
 }
 
 __device__ inline Target target_of(const Direct& p, long long index) {
@@ -75,33 +69,6 @@ extern "C" __global__ void __launch_bounds__(256, 3) direct_thread(const Direct 
     }
 }
 
-// A product of the sum, and the way to one further on without dividing.
-struct Term {
-    long long c, d, h, w;
-};
-
-__device__ inline Term term_of(const Geometry& q, long long index) {
-    Term k;
-    k.w = take(index, q.kernel[2]);
-    k.h = take(index, q.kernel[1]);
-    k.d = take(index, q.kernel[0]);
-    k.c = index;
-    return k;
-}
-
-__device__ inline long long carry(long long& digit, long long radix) {
-    if (digit < radix) return 0;
-    digit -= radix;
-    return 1;
-}
-
-__device__ inline void advance(const Geometry& q, Term& k, const Term& step) {
-    k.w += step.w;
-    k.h += step.h + carry(k.w, q.kernel[2]);
-    k.d += step.d + carry(k.h, q.kernel[1]);
-    k.c += step.c + carry(k.d, q.kernel[0]);
-}
-
 template <class T>
 __device__ inline T from_lane(T v, int mask) {
     return __shfl_xor_sync(0xffffffff, v, mask);
@@ -116,18 +83,20 @@ extern "C" __global__ void __launch_bounds__(256, 3) direct_warp(const Direct p)
     const Geometry& q = p.geometry;
     const int lane = threadIdx.x % LANES;
     const long long reduction = q.in_channels * q.kernel[0] * q.kernel[1] * q.kernel[2];
-    const Term first = term_of(q, lane), further = term_of(q, LANES);  // the host sends no empty sums here
+    const long long taps[] = {q.kernel[2], q.kernel[1], q.kernel[0]};  // the host sends no empty sums here
+    const auto first = digits_of<4>((long long)lane, taps), further = digits_of<4>((long long)LANES, taps);
     const long long step = (long long)gridDim.x * blockDim.x / LANES;
     for (long long i = ((long long)blockIdx.x * blockDim.x + threadIdx.x) / LANES; i < outputs(q); i += step) {
         const Target t = target_of(p, i);
         ACCUMULATOR sum{};
-        Term k = first;
+        auto term = first;
         for (long long r = lane; r < reduction; r += LANES) {
-            const long long d = source(q, 0, t.d, k.d), h = source(q, 1, t.h, k.h), w = source(q, 2, t.w, k.w);
+            const auto& [kw, kh, kd, c] = term.digit;
+            const long long d = source(q, 0, t.d, kd), h = source(q, 1, t.h, kh), w = source(q, 2, t.w, kw);
             const bool inside = d >= 0 && h >= 0 && w >= 0;
-            const ACCUMULATOR x = inside ? load(p.x.data[p.x.offset(t.n, t.g, k.c, d, h, w)]) : ACCUMULATOR{};
-            sum = multiply_add(x, load(p.w.data[p.w.offset(t.g, t.o, k.c, k.d, k.h, k.w)]), sum);
-            advance(q, k, further);
+            const ACCUMULATOR x = inside ? load(p.x.data[p.x.offset(t.n, t.g, c, d, h, w)]) : ACCUMULATOR{};
+            sum = multiply_add(x, load(p.w.data[p.w.offset(t.g, t.o, c, kd, kh, kw)]), sum);
+            advance(term, further, taps);
         }
         for (int mask = LANES / 2; mask > 0; mask /= 2) sum = add(sum, from_lane(sum, mask));
         if (lane == 0) write(p, t, sum);

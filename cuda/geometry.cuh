@@ -34,6 +34,9 @@ __device__ inline Index resolve(Index i, Index size, long long padding_mode) {
     return -1;
 }
 
+// 0 <= i < size in one comparison, for sizes below 2^31.
+__device__ inline bool below(int i, long long size) { return (unsigned int)i < (unsigned int)size; }
+
 // Where tap `k` of target `t` reads along an axis.
 __device__ inline long long source(const Geometry& q, int axis, long long t, long long k) {
     const long long i = t * q.stride[axis] + k * q.dilation[axis] - q.offset[axis];

@@ -89,9 +89,6 @@ __device__ inline Source source_of(const Tiled& p, const Position& t) {
     return s;
 }
 
-// 0 <= i < size in one comparison.
-__device__ inline bool below(int i, long long size) { return (unsigned int)i < (unsigned int)size; }
-
 // How far the element that stands for the padded one at `i` is from there.
 __device__ inline int moved(const Geometry& q, int axis, int i) {
     return resolve(i, (int)q.size[axis], q.padding_mode) - i;

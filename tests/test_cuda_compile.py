@@ -35,7 +35,7 @@ def test_blocks_fit_a_multiprocessor(compiled):
         assert c.registers * 256 <= 65536, c  # registers of a block of 256 threads
         assert c.shared_bytes <= 48 << 10, c  # what a kernel gets without asking
         assert c.cubin_bytes > 0, c
-    assert all(c.shared_bytes > 0 for c in compiled if c.spec.file == "tiled.cu")
+    assert all(c.shared_bytes > 0 for c in compiled if c.spec.file in ("tiled.cu", "depthwise.cu"))
 
 
 def test_a_kernel_that_does_not_compile_says_why():

@@ -12,7 +12,7 @@ from emulation.runtime import EmulatedRuntime, compiler
 from promise import assert_kept
 
 from fastconv.arrays import named_dtype
-from fastconv.gpu import arguments, direct, im2col, runtime, tiled
+from fastconv.gpu import arguments, depthwise, direct, im2col, runtime, tiled
 from fastconv.gpu.source import program
 from fastconv.lowering import GEOMETRY, Views, lower
 from fastconv.problem import Activation, ConvProblem
@@ -260,7 +260,35 @@ def test_every_kernel_has_run(emulated):
         assert set(algorithm.variants()) <= emulated.launched
 
 
+STRIPS = {
+    "columns along the row": ((2, 5, 29, 40), (5, 1, 3, 5), {"padding": (1, 2), "groups": 5}),
+    "rows along the row": ((2, 5, 1, 300), (5, 1, 1, 31), {"padding": (0, 15), "groups": 5}),
+    "few channels in a group": ((2, 24, 17, 15), (32, 3, 3, 3), {"groups": 8, "padding": 1}),
+    "runs of every length": ((1, 3, 60, 12), (3, 1, 31, 3), {"padding": 1, "groups": 3}),
+    "runs of every other row": ((1, 3, 60, 12), (3, 1, 9, 3), {"padding": 1, "groups": 3, "stride": (2, 1)}),
+    "taps alone": ((1, 3, 40, 12), (3, 1, 5, 3), {"groups": 3, "stride": (3, 1), "dilation": (2, 1)}),
+}
+
+
+@pytest.mark.parametrize("rows", depthwise._ROWS)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", STRIPS)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+def test_depthwise_in_strips_of_any_height(monkeypatch, emulated, dtype, name, channels_last, rows):
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    monkeypatch.setattr(depthwise, "_ROWS", (rows,))
+    depthwise._cut.cache_clear()
+    x, w, arguments = STRIPS[name]
+    problem = dataclasses.replace(forward(x, w, dtype=dtype, bias=True, **arguments), channels_last=channels_last)
+    emulated.launched.clear()
+    check(ALGORITHMS["depthwise"], problem, finite_operands(problem))
+    depthwise._cut.cache_clear()
+    assert emulated.launched == {depthwise._spec(dtype, rows)}
+
+
 RECORDS = {
+    "depthwise.cu": {"Depthwise": depthwise.DEPTHWISE},
     "direct.cu": {
         "Geometry": GEOMETRY, "View<float>": arguments.VIEW, "Epilogue": arguments.EPILOGUE, "Direct": direct.DIRECT,
     },

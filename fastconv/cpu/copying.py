@@ -4,14 +4,15 @@ Under Numba a row costs some 25 ns however short it is: a slice is made, a loop 
 the last elements go one by one. Here a row of n elements is whole vectors and then, for each binary digit of what is
 left, a vector of half, a quarter, … of the lanes: 7 elements are 4 + 2 + 1. Nothing outside the row is touched.
 
-On the way a row may be *split*, ``target[part][i] = source[2 * i + part]``, so that what a stride of 2 reads lies side
-by side: a vector of twice the lanes is loaded, its even and its odd elements are stored apart. Or it may be *spread*,
+On the way a row may be *split*, ``target[part][i] = source[i * parts + part]``, so that what a stride of 2 or 4 reads
+lies side by side: of that many vectors, loaded as one, every second or fourth element is stored. Or it may be *spread*,
 ``target[part][i] = source[i - i % parts + part]``: in the target of a part, every element of the source's groups of
 `parts` is that one. A vector is loaded once, permuted and stored for each part.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from llvmlite import ir
@@ -19,6 +20,9 @@ from llvmlite import ir
 from fastconv.cpu.emitting import BYTE, INDEX, LANE, POINTER, counted, data_of, define, itemsize, moved
 from fastconv.cpu.jit import intrinsic
 from fastconv.machine import vector_bytes
+
+#: Into how many parts a row can be split.
+SPLITS = 2, 4
 
 
 def define_copy(module: ir.Module, number: ir.Type, parts: int, spread: bool) -> ir.Function:
@@ -91,18 +95,41 @@ def copy_planes(  # type: ignore[no-untyped-def]
     return types.void(target, first, slot, pitch, source, begin, leap, stride, planes, rows, length), generate
 
 
+def _choose_copy(
+    context: Any, builder: ir.IRBuilder, kinds: Any, arguments: Any, parts: ir.Value, choices: Iterable[int],
+    spread: bool,
+) -> None:  # fmt: skip
+    """Call the function for one of several numbers of parts."""
+    done = builder.append_basic_block("copy.done")
+    switch = builder.switch(parts, done)
+    for choice in choices:
+        case = builder.append_basic_block(f"copy.{choice}")
+        switch.add_case(INDEX(choice), case)
+        builder.position_at_end(case)
+        _emit_copy(context, builder, kinds, arguments, choice, spread)
+        builder.branch(done)
+    builder.position_at_end(done)
+
+
 @intrinsic
 def split_planes(  # type: ignore[no-untyped-def]
-    typing_context, target, even, apart, slot, pitch, source, begin, leap, stride, planes, rows, length
+    typing_context, target, first, apart, slot, pitch, source, begin, leap, stride, planes, rows, length, parts
 ):
-    """The same, but elements 0, 2, 4, … of a row go to ``even + …``, the others `apart` from there."""
+    """The same, but elements k, k + parts, … of a row go to ``first + k * apart + …``, for each k.
+
+    `parts` is one of :data:`SPLITS`. The last elements may be fewer.
+    """
     from numba import types
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        _emit_copy(context, builder, (target, source), arguments, 2, spread=False)
+        *passed, parts = arguments
+        _choose_copy(context, builder, (target, source), passed, parts, SPLITS, spread=False)
         return context.get_dummy_value()
 
-    return types.void(target, even, apart, slot, pitch, source, begin, leap, stride, planes, rows, length), generate
+    return (
+        types.void(target, first, apart, slot, pitch, source, begin, leap, stride, planes, rows, length, parts),
+        generate,
+    )
 
 
 @intrinsic
@@ -116,18 +143,10 @@ def spread_planes(  # type: ignore[no-untyped-def]
     from numba import types
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        *passed, parts = arguments
         lanes = vector_bytes() // itemsize(context.get_data_type(target.dtype))
-        done = builder.append_basic_block("spread.done")
-        switch = builder.switch(arguments[-1], done)
-        count = 1
-        while count <= lanes:
-            case = builder.append_basic_block(f"spread.{count}")
-            switch.add_case(INDEX(count), case)
-            builder.position_at_end(case)
-            _emit_copy(context, builder, (target, source), arguments[:-1], count, spread=count > 1)
-            builder.branch(done)
-            count *= 2
-        builder.position_at_end(done)
+        choices = [1 << k for k in range(lanes.bit_length())]
+        _choose_copy(context, builder, (target, source), passed, parts, choices, spread=True)
         return context.get_dummy_value()
 
     return (

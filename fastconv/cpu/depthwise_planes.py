@@ -36,7 +36,7 @@ def _stage(  # type: ignore[no-untyped-def]
                 else:
                     split_planes(
                         scratch, plane + to, other - to, slot, block.row, x, begin, x.strides[1], x.strides[4],
-                        groups, high_h - low_h, high_w - low_w,
+                        groups, high_h - low_h, high_w - low_w, 2,
                     )  # fmt: skip
             elif not in_vectors:
                 for i in range(groups):

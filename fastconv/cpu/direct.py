@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -26,11 +26,12 @@ from fastconv.arrays import named_dtype
 from fastconv.cpu import parallel
 from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.costs import CostModel, Work, gathering, scattering
+from fastconv.cpu.direct_tile import complete_row
 from fastconv.cpu.elements import CLIP, resolve
 from fastconv.cpu.jit import Kernel, TaskKernel, array, contiguous_taps, generic, integer, records
-from fastconv.cpu.microkernel import complete_tile, multiply_tile, odd_lines, padded, tile_channels
+from fastconv.cpu.microkernel import multiply_tile, odd_lines, padded, tile_channels, tile_vectors
 from fastconv.cpu.plan import PiecewisePlan
-from fastconv.cpu.rows import add_row, read_row, write_row
+from fastconv.cpu.rows import add_row, read_row, split_row, write_row
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.machine import vector_bytes
 from fastconv.problem import ConvProblem
@@ -38,6 +39,10 @@ from fastconv.registry import Plan, register
 from fastconv.settings import available_cores, get_num_threads
 
 _LINE = 512  # sums of one channel in a task
+# All taps are staged at once, and no sums pass through memory, where
+_READ = 16 << 10  # so many bytes, half of L1, hold what a tile reads of the lines, and
+_STAGED = 128 << 10  # so many, a quarter of L2, the lines;
+_LONGER = 2048  # then a task has so many sums of one channel, staged by less overlapping rows.
 _WIDTH = 256  # longest part of a row in one task
 _TAPS = 128  # taps of the lines staged at once: a tile's part of them stays in L1
 _SUMS = 48 << 10  # sums of one task, over all its channels, which share what was staged
@@ -62,28 +67,28 @@ BLOCKING = np.dtype(
 
 @generic
 def _accumulate(sums: Any, *arguments: Any) -> Any:
-    """Add taps to sums from `first` to `last` of some channels; weights are (taps, tile) for each tile, from `at`."""
+    """Add taps to sums of some channels; weights are (taps, tile) for each tile, from `at` on."""
     from numba import types
 
     def in_registers(  # type: ignore[no-untyped-def]
-        sums, pitch, channels, first, last, lines, offsets, taps, weights, at, all_taps, tile, strip
+        sums, pitch, channels, length, lines, offsets, taps, weights, at, all_taps, tile, strip
     ):
-        for j in range(first, last, strip):
+        for j in range(0, length, strip):
             for o in range(0, channels, tile):
                 here = min(tile, channels - o)
                 multiply_tile(
                     sums, o * pitch + j, pitch, lines[j:], offsets, taps, weights, at * here + o * all_taps, here,
-                    min(strip, last - j),
+                    min(strip, length - j),
                 )  # fmt: skip
 
     def in_memory(  # type: ignore[no-untyped-def]
-        sums, pitch, channels, first, last, lines, offsets, taps, weights, at, all_taps, tile, strip
+        sums, pitch, channels, length, lines, offsets, taps, weights, at, all_taps, tile, strip
     ):
         for o in range(channels):
-            row = sums[o * pitch : o * pitch + last]
+            row = sums[o * pitch : o * pitch + length]
             for t in range(taps):
                 weight, line = weights[at + o * all_taps + t], lines[offsets[t] :]
-                for j in range(first, last):
+                for j in range(length):
                     row[j] += weight * line[j]
 
     return in_memory if isinstance(sums.dtype, types.Complex) else in_registers
@@ -91,30 +96,25 @@ def _accumulate(sums: Any, *arguments: Any) -> Any:
 
 @generic
 def _complete(results: Any, start: Any, *arguments: Any) -> Any:
-    """Write the whole vectors of a row of results of some channels, all of whose taps are staged; tell their length.
+    """Write a row of results of some channels, all of whose taps are staged; tell whether that was possible.
 
-    Nothing is written, and that is 0, if results are not of the sums' dtype or not side by side.
+    It is if results are of the sums' dtype and side by side, at least a vector of them.
     """
     from numba import types
 
-    def write(results, start, lines, offsets, taps, weights, tile, strip, vector, clipped, parameters):  # type: ignore[no-untyped-def]
-        if results.strides[1] != results.itemsize:
-            return 0
-        least, most = start.dtype.type(-np.inf), start.dtype.type(np.inf)
-        if clipped:
-            least, most = parameters[0], parameters[1]
-        channels, whole = results.shape[0], results.shape[1] // vector * vector
-        pitch = results.strides[0] // results.itemsize
-        for j in range(0, whole, strip):
-            for o in range(0, channels, tile):
-                complete_tile(
-                    results, o * pitch + j, pitch, lines[j:], offsets, taps, weights, o * taps,
-                    min(tile, channels - o), min(strip, whole - j), start, o, least, most,
-                )  # fmt: skip
-        return whole
+    def write(results, start, lines, offsets, taps, weights, tile, vector, clipped, parameters):  # type: ignore[no-untyped-def]
+        if results.strides[1] != results.itemsize or results.shape[1] < vector:
+            return False
+        channels, pitch = results.shape[0], results.strides[0] // results.itemsize
+        for o in range(0, channels, tile):
+            complete_row(
+                results, o * pitch, pitch, lines, offsets, taps, weights, o * taps, min(tile, channels - o),
+                results.shape[1], start, o, parameters, clipped,
+            )  # fmt: skip
+        return True
 
-    def leave(results, start, lines, offsets, taps, weights, tile, strip, vector, clipped, parameters):  # type: ignore[no-untyped-def]
-        return 0
+    def leave(results, start, lines, offsets, taps, weights, tile, vector, clipped, parameters):  # type: ignore[no-untyped-def]
+        return False
 
     return write if isinstance(start.dtype, types.Float) and results.dtype == start.dtype else leave
 
@@ -135,11 +135,12 @@ def _direct(  # type: ignore[no-untyped-def]
     line_length = parts_h * parts_w * part
     lines, sums = scratch[: block.lines * line_length], scratch[block.lines * line_length :]
     start = sums[block.channels * pitch + block.vector :]  # a tile for the end of a row may pass the last sum
-    at_once = all_lines <= block.lines and residual.shape[0] == 0 and activation <= CLIP
+    at_once = all_lines <= block.lines
+    known = -1  # the place that all lines are staged for
 
     for task in range(first, last):
-        rest, o_block = divmod(task, block.blocks[0])
-        rest, w_block = divmod(rest, block.blocks[2])
+        place, o_block = divmod(task, block.blocks[0])
+        rest, w_block = divmod(place, block.blocks[2])
         rest, h_block = divmod(rest, block.blocks[1])
         rest, d = divmod(rest, geo.count[0])
         n, g = divmod(rest, geo.groups)
@@ -149,11 +150,11 @@ def _direct(  # type: ignore[no-untyped-def]
         width = min(block.columns, geo.count[2] - w_first)
         for o in range(channels):
             start[o] = bias[g * geo.out_channels + o_first + o] if bias.shape[0] > 0 else 0
-        done = 0  # results of each row that are written
+        done = False
 
         for line_first in range(0, max(all_lines, 1), block.lines):
             line_last = min(line_first + block.lines, all_lines)
-            for line in range(line_first, line_last):
+            for line in range(line_last if place == known else line_first, line_last):
                 rest, kw = divmod(line, kernel_w)
                 rest, kh = divmod(rest, kernel_h)
                 c, kd = divmod(rest, kernel_d)
@@ -164,43 +165,41 @@ def _direct(  # type: ignore[no-untyped-def]
                 for padded_h in range((rows + block.extra) * parts_h):
                     row, part_h = divmod(padded_h, parts_h)
                     source_h = resolve(start_h + row * stride_h + part_h, geo.size[1], mode)
-                    for part_w in range(parts_w):
-                        to = at + (part_h * parts_w + part_w) * part + row * period
+                    to = at + part_h * parts_w * part + row * period
+                    if source_d < 0 or source_h < 0:
+                        for part_w in range(parts_w):
+                            lines[to + part_w * part : to + part_w * part + period] = 0
+                    elif parts_w == stride_w:
+                        staged = lines[to:]
+                        split_row(x[n, g, c, source_d, source_h], start_w, stride_w, mode, half, staged, part, period)
+                    else:  # a line of one tap
                         staged = lines[to : to + period]
-                        if source_d < 0 or source_h < 0:
-                            staged[:] = 0
-                        else:
-                            read_row(x[n, g, c, source_d, source_h], start_w + part_w, stride_w, mode, half, staged)
+                        read_row(x[n, g, c, source_d, source_h], start_w, stride_w, mode, half, staged)
+            known = place if at_once else -1
             taps = (line_last - line_first) * block.taps
             own_weights = weights[g, o_first * all_taps :]
-            for row in range(rows if at_once else 0):
+            for row in range(rows if at_once and residual.shape[0] == 0 and activation <= CLIP else 0):
                 results = y[n, g, o_first : o_first + channels, d, h_first + row, w_first : w_first + width]
                 done = _complete(
-                    results, start, scratch[row * period :], offsets, taps, own_weights, block.tile, block.strip,
+                    results, start, scratch[row * period :], offsets, taps, own_weights, block.tile,
                     block.vector, activation == CLIP, parameters,
                 )  # fmt: skip
-            if line_first == 0 and done < width:
-                sums[: channels * pitch] = 0
-            if done == 0:
+            if not done:
+                if line_first == 0:
+                    sums[: channels * pitch] = 0
                 _accumulate(
-                    sums, pitch, channels, 0, (rows - 1) * period + width, scratch, offsets, taps, own_weights,
+                    sums, pitch, channels, (rows - 1) * period + width, scratch, offsets, taps, own_weights,
                     line_first * block.taps, all_taps, block.tile, block.strip,
                 )  # fmt: skip
-            else:  # of each row less than a vector is left
-                for row in range(rows if done < width else 0):
-                    _accumulate(
-                        sums, pitch, channels, row * period + done, row * period + width, scratch, offsets, taps,
-                        own_weights, 0, all_taps, block.tile, block.strip,
-                    )  # fmt: skip
 
-        for o in range(channels if done < width else 0):
+        for o in range(0 if done else channels):
             channel = o_first + o
             for row in range(rows):
                 h, at = h_first + row, o * pitch + row * period
-                left = sums[at + done : at + width]
+                left = sums[at : at + width]
                 if residual.shape[0] > 0:
                     add_row(left, residual[n, g, channel, d, h, w_first : w_first + width], half)
-                results = y[n, g, channel, d, h, w_first + done : w_first + width]
+                results = y[n, g, channel, d, h, w_first : w_first + width]
                 write_row(left, start[o], activation, parameters, half, results)
 
 
@@ -248,6 +247,7 @@ class _Line:
     extra: int
     period: int
     rows: int
+    resident: bool = False  # whether the lines of all channels stay staged
 
     @property
     def staged(self) -> int:
@@ -260,6 +260,8 @@ class _Cut:
 
     def __init__(self, correlation: Correlation, accumulator: np.dtype[Any]) -> None:
         self._correlation = c = correlation
+        self._itemsize = accumulator.itemsize
+        self.tile = 1 if accumulator.kind == "c" else tile_channels()
         depth, height, width = c.count
         vector = vector_bytes() // accumulator.itemsize
         parts = -(-width // _WIDTH)
@@ -267,12 +269,12 @@ class _Cut:
         line = self._line(columns)
         spatial = c.batch * c.groups * depth * -(-height // line.rows) * -(-width // columns)
         all_lines = c.reduction // line.taps
-        self.tile = 1 if accumulator.kind == "c" else tile_channels()
         block = self.blocking = np.zeros(1, BLOCKING)
         block["taps"], block["parts"], block["extra"], block["period"] = line.taps, line.parts, line.extra, line.period
         block["rows"], block["columns"], block["tile"] = line.rows, columns, self.tile
         block["vector"], block["strip"] = vector, (strip := _STRIP * vector)
-        block["lines"] = lines = min(max(_TAPS // line.taps, 1), max(all_lines, 1))
+        lines = all_lines if line.resident else min(_TAPS // line.taps, all_lines)
+        block["lines"] = lines = max(lines, 1)
         block["part"] = part = odd_lines((line.rows + line.extra) * line.period, accumulator.itemsize)
         block["pitch"] = pitch = padded((line.rows - 1) * line.period + columns, accumulator.itemsize)
         block["channels"] = channels = self._channels(spatial, pitch)
@@ -282,12 +284,12 @@ class _Cut:
         # Tiles read whole vectors, past the end of the last line: into the sums, which are there anyway.
         self.scratch = lines * line_length + channels * pitch + vector + channels
         self.offsets = (np.arange(lines)[:, None] * line_length + self._offsets(line, part)).ravel()
-        # Where all taps are staged at once, sums of whole vectors do not pass through memory.
-        at_once, results = all_lines <= lines and accumulator.kind == "f", line.rows * columns
+        at_once = all_lines <= lines and accumulator.kind == "f"
+        sums = line.rows * padded(columns, accumulator.itemsize) if at_once else pitch  # idle ones included
         counts = {
-            "product": spatial * (results if at_once else pitch) * c.out_channels * c.reduction,  # idle ones included
+            "product": spatial * sums * c.out_channels * c.reduction,
             "tile": spatial * -(-pitch // strip) * -(-c.out_channels // self.tile) * -(-all_lines // lines),
-            "staged": self.tasks * all_lines * line.staged,
+            "staged": (spatial if at_once else self.tasks) * all_lines * line.staged,
             "result": c.batch * c.groups * c.positions * c.out_channels,
             "task": self.tasks,
         }
@@ -296,21 +298,28 @@ class _Cut:
     def _line(self, columns: int) -> _Line:
         """One line for all taps of a channel and kd; one for each tap where dilation would make that very long."""
         c = self._correlation
-        apart = _Line(1, (1, 1), 0, columns, self._rows(columns))
+        apart = self._fitted(_Line(1, (1, 1), 0, columns, 1), 0)
         taps = c.kernel[1] * c.kernel[2]
         if taps <= 1:
             return apart
         (_, stride_h, stride_w), (_, dilation_h, dilation_w) = c.stride, c.dilation
-        period = columns + (c.kernel[2] - 1) * dilation_w // stride_w
+        more = (c.kernel[2] - 1) * dilation_w // stride_w
         extra = (c.kernel[1] - 1) * dilation_h // stride_h
-        together = _Line(taps, (stride_h, stride_w), extra, period, self._rows(period))
+        together = self._fitted(_Line(taps, (stride_h, stride_w), extra, columns + more, 1), more)
         return together if together.staged <= _LONGEST else apart
 
-    def _rows(self, period: int) -> int:
-        """Rows of a task: as many as make a line, but not all of a small image, lest threads be idle."""
-        c = self._correlation
+    def _fitted(self, line: _Line, more: int) -> _Line:
+        """The same line for as many rows as a task has; a tile reads `more` elements beside its own of each row."""
+        c, itemsize = self._correlation, self._itemsize
+        lines = c.reduction // line.taps
+        rows = c.kernel[1] * min(c.kernel[2], c.stride[2]) if line.taps > 1 else 1
+        read = lines * rows * (tile_vectors(self.tile) * vector_bytes() + more * itemsize)
+        row = max(lines * math.prod(line.parts) * line.period * itemsize, 1)
+        resident = read <= _READ and row * (1 + line.extra) <= _STAGED
+        most = min(_STAGED // row - line.extra, _LONGER // line.period) if resident else _LINE // line.period
+        # Not all rows of a small image, lest threads be idle.
         spread = -(-2 * c.batch * c.groups * c.count[0] * c.count[1] // _tasks())
-        return max(min(_LINE // period, spread, c.count[1]), 1)
+        return replace(line, rows=max(min(most, spread, c.count[1]), 1), resident=resident)
 
     def _offsets(self, line: _Line, part: int) -> np.ndarray[Any, Any]:
         """Where each tap of a line begins."""

@@ -40,9 +40,14 @@ def tile_channels() -> int:
     return _registers() // 4
 
 
+def tile_vectors(channels: int) -> int:
+    """Vectors of a tile of so many channels: a tap takes a register for each of them and one for a weight."""
+    return (_registers() - 1) // (channels + 1)
+
+
 def _widths(channels: int) -> list[int]:
     """Vectors of a tile of so many channels: at most what the registers hold, and less for what is left of a row."""
-    widths = [(_registers() - 1) // (channels + 1)]  # a tap takes a register for each vector and one for a weight
+    widths = [tile_vectors(channels)]
     while widths[-1] > 1:
         widths.append(widths[-1] // 2)
     return widths
@@ -68,18 +73,14 @@ def odd_lines(length: int, itemsize: int) -> int:
     return (-(-length // line) | 1) * line
 
 
-def _define(module: ir.Module, number: ir.Type, lanes: int, channels: int, complete: bool) -> ir.Function:
-    """The function for one number of channels.
-
-    Its arguments: (sums, pitch, lines, offsets, taps, weights, length); if `complete`, also (start, least, most).
-    """
+def _define(module: ir.Module, number: ir.Type, lanes: int, channels: int) -> ir.Function:
+    """The function for one number of channels: (sums, pitch, lines, offsets, taps, weights, length)."""
     from numba.core import cgutils
 
-    name = f"fastconv_tile_{number}_{lanes}_{channels}_{complete}"
+    name = f"fastconv_tile_{number}_{lanes}_{channels}"
     if name in module.globals:
         return module.globals[name]
-    kinds = [POINTER, INDEX, POINTER, POINTER, INDEX, POINTER, INDEX]
-    signature = ir.FunctionType(ir.VoidType(), [*kinds, *([POINTER, number, number] if complete else [])])
+    signature = ir.FunctionType(ir.VoidType(), [POINTER, INDEX, POINTER, POINTER, INDEX, POINTER, INDEX])
     function = ir.Function(module, signature, name)
     function.linkage = "internal"
     builder = ir.IRBuilder(function.append_basic_block())
@@ -88,7 +89,7 @@ def _define(module: ir.Module, number: ir.Type, lanes: int, channels: int, compl
     for vectors in _widths(channels):
         step = vectors * lanes
         left = builder.sub(length, start)
-        if vectors == 1 and not complete:
+        if vectors == 1:
             left = builder.add(left, INDEX(lanes - 1))  # the last vector may be partly used
         stop = builder.add(start, builder.mul(builder.udiv(left, INDEX(step)), INDEX(step)))
         with cgutils.for_range_slice(builder, start, stop, INDEX(step), intp=INDEX) as (j, _):
@@ -102,7 +103,7 @@ def _emit_tile(
     builder: ir.IRBuilder, arguments: Any, j: ir.Value, number: ir.Type, lanes: int, channels: int, vectors: int
 ) -> None:
     """One tile of sums at column `j`, through all taps."""
-    sums, pitch, lines, offsets, taps, weights, _, *complete = arguments
+    sums, pitch, lines, offsets, taps, weights, _ = arguments
     vector, align = ir.VectorType(number, lanes), itemsize(number)
     rows = [moved(builder, sums, builder.add(builder.mul(pitch, INDEX(i)), j), number) for i in range(channels)]
     places = {
@@ -118,20 +119,12 @@ def _emit_tile(
             [moved(builder, line, INDEX(v * lanes), number) for v in range(vectors)],
         )
 
-    if complete:
-        first = [builder.load(moved(builder, complete[0], INDEX(i), number), typ=number) for i in range(channels)]
-        start = {(i, v): vector_of(builder, first[i], lanes) for i, v in places}
-    else:
-        start = {at: builder.load(place, align=align, typ=vector) for at, place in places.items()}
-    for at, total in _sum_of_products(builder, taps, start, operands).items():
-        if complete:
-            least, most = (vector_of(builder, limit, lanes) for limit in complete[1:])
-            total = builder.select(builder.fcmp_ordered("<", total, least), least, total)  # so that NaN passes
-            total = builder.select(builder.fcmp_ordered(">", total, most), most, total)
+    start = {at: builder.load(place, align=align, typ=vector) for at, place in places.items()}
+    for at, total in sum_of_products(builder, taps, start, operands).items():
         builder.store(total, places[at], align=align)
 
 
-def _sum_of_products(
+def sum_of_products(
     builder: ir.IRBuilder,
     taps: ir.Value,
     start: dict[tuple[int, int], ir.Value],
@@ -166,47 +159,28 @@ def multiply_tile(  # type: ignore[no-untyped-def]
     typing_context, sums, sums_at, pitch, lines, offsets, taps, weights, weights_at, channels, length
 ):
     """Add to `channels` rows of sums, `pitch` apart from `sums_at` on; at most :func:`tile_channels` of them."""
-    arguments = sums, sums_at, pitch, lines, offsets, taps, weights, weights_at, channels, length
-    return _tile(arguments, complete=False)
-
-
-@intrinsic
-def complete_tile(  # type: ignore[no-untyped-def]
-    typing_context, sums, sums_at, pitch, lines, offsets, taps, weights, weights_at, channels, length, start, start_at,
-    least, most,
-):  # fmt: skip
-    """Write whole vectors of sums that all taps are there for: from ``start[start_at + channel]`` on, then clipped."""
-    arguments = (sums, sums_at, pitch, lines, offsets, taps, weights, weights_at, channels, length, start, start_at,
-                 least, most)  # fmt: skip
-    return _tile(arguments, complete=True)
-
-
-def _tile(types_of_arguments: Any, complete: bool) -> Any:
-    """Signature and code of the two: a call of the function for the number of channels at hand."""
     from numba import types
 
-    number_type = types_of_arguments[0].dtype
-    lanes = vector_bytes() // np.dtype(str(number_type)).itemsize
+    signature = types.void(sums, sums_at, pitch, lines, offsets, taps, weights, weights_at, channels, length)
+    lanes = vector_bytes() // np.dtype(str(sums.dtype)).itemsize
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         pointer = addresses(context, builder, signature, arguments)
-        number = context.get_value_type(number_type)
-        passed = [pointer(0, arguments[1]), arguments[2], pointer(3), pointer(4), arguments[5],
-                  pointer(6, arguments[7]), arguments[9]]  # fmt: skip
-        if complete:
-            passed += pointer(10, arguments[11]), *arguments[12:]
+        number = context.get_value_type(sums.dtype)
+        passed = (pointer(0, arguments[1]), arguments[2], pointer(3), pointer(4), arguments[5],
+                  pointer(6, arguments[7]), arguments[9])  # fmt: skip
         done = builder.append_basic_block("tile.done")
         switch = builder.switch(arguments[8], done)
         for count in range(1, tile_channels() + 1):
             case = builder.append_basic_block(f"tile.{count}")
             switch.add_case(INDEX(count), case)
             builder.position_at_end(case)
-            builder.call(_define(builder.module, number, lanes, count, complete), passed)
+            builder.call(_define(builder.module, number, lanes, count), passed)
             builder.branch(done)
         builder.position_at_end(done)
         return context.get_dummy_value()
 
-    return types.void(*types_of_arguments), generate
+    return signature, generate
 
 
 def _define_pixels(module: ir.Module, number: ir.Type, lanes: int, pixels: int, vectors: int) -> ir.Function:
@@ -243,7 +217,7 @@ def _define_pixels(module: ir.Module, number: ir.Type, lanes: int, pixels: int, 
         for p in range(pixels)
         for v in range(vectors)
     }
-    for (p, v), total in _sum_of_products(builder, taps, first, operands).items():
+    for (p, v), total in sum_of_products(builder, taps, first, operands).items():
         builder.store(total, place(sums, pitch, p, v), align=align)
     builder.ret_void()
     return function

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
+from fastconv.cpu.copying import SPLITS, split_planes
 from fastconv.cpu.elements import CLIP, activate, clip, load, resolve, store
 from fastconv.cpu.emitting import INDEX, vector_of
 from fastconv.cpu.jit import generic, inline, intrinsic
@@ -134,6 +135,40 @@ def _read_padding(row, first, step, mode, half, out, begin, end):  # type: ignor
             out[i] = load(row[source], half)
         else:
             out[i] = 0
+
+
+@generic
+def _split_run(row: Any, first: Any, parts: Any, out: Any, *arguments: Any) -> Any:
+    """``out[k * pitch + i] = row[first + i * parts + k]`` for i from `begin` to `end`; whether that is done."""
+    from numba import types
+
+    if row.dtype != out.dtype or isinstance(row.dtype, types.Complex):
+        return lambda row, first, parts, out, pitch, begin, end: False
+
+    def split(row, first, parts, out, pitch, begin, end):  # type: ignore[no-untyped-def]
+        if parts not in SPLITS or row.strides[0] != row.itemsize:
+            return False
+        at = (first + begin * parts) * row.itemsize
+        split_planes(out, begin, pitch, 0, 0, row, at, 0, 0, 1, 1, (end - begin) * parts, parts)
+        return True
+
+    return split
+
+
+@inline
+def split_row(row, first, parts, mode, half, out, pitch, length):  # type: ignore[no-untyped-def]
+    """Fill `length` elements of ``out[k * pitch :]`` with ``first + k, first + k + parts, …`` of a padded row."""
+    before, after = max(-first, 0), row.shape[0] - first
+    begin = min((before + parts - 1) // parts, length)  # from here to `end`, all parts are inside the row
+    end = max(min(after // parts, length), begin)
+    done = _split_run(row, first, parts, out, pitch, begin, end)
+    for part in range(parts):
+        target = out[part * pitch : part * pitch + length]
+        if done:
+            _read_padding(row, first + part, parts, mode, half, target, 0, begin)
+            _read_padding(row, first + part, parts, mode, half, target, end, length)
+        else:
+            read_row(row, first + part, parts, mode, half, target)
 
 
 @inline

@@ -153,3 +153,19 @@ def spread_planes(  # type: ignore[no-untyped-def]
         types.void(target, first, apart, slot, pitch, source, begin, leap, stride, planes, rows, length, parts),
         generate,
     )
+
+
+@intrinsic
+def prefetch(typing_context, memory, at):  # type: ignore[no-untyped-def]
+    """Have the cache line of ``memory[at]`` brought; it may lie outside of the array."""
+    from numba import types
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        kinds = [POINTER, LANE, LANE, LANE]
+        fetch = builder.module.declare_intrinsic("llvm.prefetch.p0", (), ir.FunctionType(ir.VoidType(), kinds))
+        number = context.get_data_type(memory.dtype)
+        line = data_of(context, builder, memory, arguments[0], number, arguments[1])
+        builder.call(fetch, [line, LANE(0), LANE(3), LANE(1)])  # to read, into all caches, data
+        return context.get_dummy_value()
+
+    return types.void(memory, at), generate

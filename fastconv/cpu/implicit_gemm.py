@@ -38,7 +38,7 @@ from fastconv.cpu.microkernel import TILE_VECTORS, multiply_pixels, odd_lines, p
 from fastconv.cpu.plan import PiecewisePlan
 from fastconv.cpu.rows import add_row, read_pixels, read_planes, write_plane, write_row
 from fastconv.cpu.transpose import transpose_block
-from fastconv.cpu.weight_tiles import arrange, compile_arranging, outputs_last
+from fastconv.cpu.weight_tiles import WeightTiles
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.machine import vector_bytes
 from fastconv.problem import ConvProblem
@@ -295,15 +295,11 @@ class _ImplicitGemmPlan(PiecewisePlan):
     def __init__(self, problem: ConvProblem) -> None:
         super().__init__(problem, lambda piece: _Cut(piece, self._accumulator, problem.channels_last))
         self._kernel = _compiled(problem.dtype, problem.result_dtype, problem.accumulator_dtype)
-        compile_arranging(self._accumulator, len(self._pieces))
+        self._arrange = WeightTiles(problem)
 
     def pack(self, w: Any) -> Any:
         """For each piece, its weights in the order in which tiles use them."""
-        w = w.astype(self._accumulator, copy=False)
-        lanes = vector_bytes() // w.itemsize
-        if len(self._pieces) > 1:
-            w = outputs_last(w, lanes)
-        return [arrange(piece.weight_view(w), lanes, TILE_VECTORS * lanes) for piece in self._pieces]
+        return self._arrange(w)
 
     def _run_piece(self, piece: Correlation, cut: _Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
         self._kernel(cut.tasks, piece.macs, cut.scratch, x, weights, y, bias, residual, piece.geometry, cut.blocking,
@@ -333,7 +329,7 @@ class ImplicitGemm(CpuAlgorithm):
             "weight": 2.1e-10, "task": 8.4e-8, "call": 1e-5,
         },
     )  # fmt: skip
-    packing = CostModel(_packing, {"gathered": 9.7e-10, "arranged": 5.9e-10, "call": 3.5e-5})
+    packing = CostModel(_packing, {"gathered": 3e-10, "arranged": 4.5e-10, "call": 1.5e-5})
 
     def why_not(self, problem: ConvProblem) -> str | None:
         if problem.dtype.startswith("complex"):

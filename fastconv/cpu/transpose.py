@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from llvmlite import ir
 
+from fastconv.cpu.emitting import INDEX, LANE, addresses, itemsize, moved
 from fastconv.cpu.jit import intrinsic
 from fastconv.machine import vector_bytes
 
-_INDEX = ir.IntType(64)
+
+def _transposed(builder: ir.IRBuilder, values: list[ir.Value]) -> list[ir.Value]:
+    """As many vectors as each has elements, transposed.
+
+    In step s of log2 of that number, each pair of rows that lie s apart swaps its off-diagonal blocks of s by s
+    (Eklundh, IEEE Trans. Comput. C-21, 1972).
+    """
+    values, lanes, step = list(values), len(values), 1
+    while step < lanes:
+        low = [j if j & step == 0 else lanes + j - step for j in range(lanes)]
+        high = [j + step if j & step == 0 else lanes + j for j in range(lanes)]
+        for i in range(lanes):
+            if i & step == 0:
+                pair = values[i], values[i + step]
+                values[i], values[i + step] = (
+                    builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(LANE, lanes), order))
+                    for order in (low, high)
+                )
+        step *= 2
+    return values
 
 
 @intrinsic
 def transpose_block(typing_context, source, source_at, source_pitch, target, target_at, target_pitch):  # type: ignore[no-untyped-def]
     """``target[j, i] = source[i, j]`` for i and j below the number of elements in a vector.
 
-    Rows lie a pitch apart from an element of a flat array on. In step s of log2 of that number, each pair of rows that
-    lie s apart swaps its off-diagonal blocks of s by s (Eklundh, IEEE Trans. Comput. C-21, 1972).
+    Rows lie a pitch apart from an element of a flat array on.
     """
     from numba import types
 
@@ -27,29 +44,45 @@ def transpose_block(typing_context, source, source_at, source_pitch, target, tar
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         number = context.get_value_type(signature.args[0].dtype)
-        vector, align = ir.VectorType(number, lanes), np.dtype(str(source.dtype)).itemsize
+        vector, address = ir.VectorType(number, lanes), addresses(context, builder, signature, arguments)
 
-        def rows(k: int) -> list[Any]:
-            data = context.make_array(signature.args[k])(context, builder, arguments[k]).data
-            steps = [builder.mul(arguments[k + 2], _INDEX(i)) for i in range(lanes)]
-            places = (builder.gep(data, [builder.add(arguments[k + 1], step)]) for step in steps)
-            return [builder.bitcast(place, vector.as_pointer()) for place in places]
+        def rows(k: int) -> list[ir.Value]:
+            base = address(k, arguments[k + 1])
+            return [moved(builder, base, builder.mul(arguments[k + 2], INDEX(i)), number) for i in range(lanes)]
 
-        values = [builder.load(row, align=align) for row in rows(0)]
-        step = 1
-        while step < lanes:
-            low = [j if j & step == 0 else lanes + j - step for j in range(lanes)]
-            high = [j + step if j & step == 0 else lanes + j for j in range(lanes)]
-            for i in range(lanes):
-                if i & step == 0:
-                    pair = values[i], values[i + step]
-                    values[i], values[i + step] = (
-                        builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(ir.IntType(32), lanes), order))
-                        for order in (low, high)
-                    )
-            step *= 2
-        for row, value in zip(rows(3), values, strict=True):
-            builder.store(value, row, align=align)
+        values = [builder.load(row, align=itemsize(number), typ=vector) for row in rows(0)]
+        for row, value in zip(rows(3), _transposed(builder, values), strict=True):
+            builder.store(value, builder.bitcast(row, vector.as_pointer()), align=itemsize(number))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def scatter_block(typing_context, source, at, pitch, target, target_at, places, first, width, line):  # type: ignore[no-untyped-def]
+    """Row j of the transposed block goes to ``target[target_at + base + place * width + step * line]``.
+
+    These are ``places[first + j] = base, step, place``. Of rows that go to one place the first one stays.
+    """
+    from numba import types
+
+    signature = types.void(source, at, pitch, target, target_at, places, first, width, line)
+    lanes = vector_bytes() // np.dtype(str(source.dtype)).itemsize
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        number = context.get_value_type(signature.args[0].dtype)
+        vector, address = ir.VectorType(number, lanes), addresses(context, builder, signature, arguments)
+        begin, to, table = address(0, arguments[1]), address(3, arguments[4]), address(5)
+        rows = [moved(builder, begin, builder.mul(arguments[2], INDEX(i)), number) for i in range(lanes)]
+        values = [builder.load(row, align=itemsize(number), typ=vector) for row in rows]
+        for j, value in reversed(list(enumerate(_transposed(builder, values)))):
+            entry = builder.mul(builder.add(arguments[6], INDEX(j)), INDEX(3))
+            base, step, place = (
+                builder.load(moved(builder, table, builder.add(entry, INDEX(k)), INDEX), typ=INDEX) for k in range(3)
+            )
+            further = builder.add(builder.mul(place, arguments[7]), builder.mul(step, arguments[8]))
+            row = moved(builder, to, builder.add(base, further), number)
+            builder.store(value, builder.bitcast(row, vector.as_pointer()), align=itemsize(number))
         return context.get_dummy_value()
 
     return signature, generate

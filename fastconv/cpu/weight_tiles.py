@@ -1,121 +1,142 @@
 """Weights in the order in which the tile of pixels reads them: tile by tile of outputs, (taps, outputs) in each.
 
-Outputs that lie side by side in memory are copied in whole vectors. Where it is the taps of an output that do, as in
-OIHW, squares of outputs by taps are transposed in registers. A transposed convolution's weight (C_in, C_out, taps) has
-its outputs a kernel apart and is used piece by piece, some taps at a time: `outputs_last` transposes all of it once,
-after which every piece copies vectors.
+All pieces of a problem are arranged in one pass that reads the weight once, in whatever layout it comes:
+
+* outputs side by side (HWIO): rows of outputs are copied;
+* inputs side by side (OHWI; 1 x 1; and OIHW, whose inputs and taps make one run): squares of outputs by inputs are
+  transposed in registers;
+* the taps of an output and an input side by side (IOHW, as transposed convolutions have it, and kernels that are
+  flipped): squares of outputs by taps are transposed, and each row goes to the piece that has the tap.
+
+Bytes bound it, and most of these runs are too short for the prefetching of a CPU: the code prefetches the next ones.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
 import numpy as np
 
 from fastconv import recycling
-from fastconv.cpu import parallel
-from fastconv.cpu.jit import Kernel, array, integer
-from fastconv.cpu.rows import read_run, without_gaps
-from fastconv.cpu.transpose import transpose_block
+from fastconv.arrays import named_dtype
+from fastconv.cpu.copying import copy_planes, prefetch
+from fastconv.cpu.jit import TaskKernel, array, integer
+from fastconv.cpu.microkernel import TILE_VECTORS
+from fastconv.cpu.transpose import scatter_block, transpose_block
+from fastconv.lowering import lower
+from fastconv.machine import vector_bytes
+from fastconv.problem import ConvProblem
 
 Array = np.ndarray[Any, Any]
 
+_AHEAD = 8  # inputs: how far ahead their taps are prefetched
+_CHUNK = 16  # inputs of a tap that are arranged together: a cache line of those that lie side by side
+_BASE, _STEP, _PLACE = range(3)  # of a tap: where its piece begins, how many taps that has, which of them it is
 
-def _arrange(first, last, w, lanes, tile, tiles):  # type: ignore[no-untyped-def]
-    """Fill ``tiles (G, O padded * taps)`` from ``w (G, O, C, KD, KH, KW)``; a task is a tile of outputs."""
-    channels, volume, itemsize = w.shape[1], w.shape[3] * w.shape[4] * w.shape[5], w.itemsize
-    taps = w.shape[2] * volume
-    in_order = w.strides[5] == itemsize and w.strides[4] == w.shape[5] * itemsize
-    in_order = in_order and w.strides[3] == w.shape[4] * w.strides[4] and w.strides[2] == volume * itemsize
-    blocks = -(-channels // tile)
+
+def _arrange(first, last, w, table, lanes, tile, outputs, tiles, _):  # type: ignore[no-untyped-def]
+    """Fill `tiles` from ``w (G, O, C, taps)``; a task is a tile of outputs, which are padded to `outputs`."""
+    inputs, volume, itemsize = w.shape[2], w.shape[3], w.itemsize
+    step_o, step_c, step_t = w.strides[1] // itemsize, w.strides[2] // itemsize, w.strides[3] // itemsize
+    blocks = -(-w.shape[1] // tile)
+    end = 1
+    for axis in range(4):
+        end += (w.shape[axis] - 1) * w.strides[axis] // itemsize
     for task in range(first, last):
         g, block = divmod(task, blocks)
         o_first = block * tile
-        here = min(tile, channels - o_first)
-        width = -(-here // lanes) * lanes
-        target = tiles[g, o_first * taps : o_first * taps + width * taps]
-        if here < width:
-            target[:] = 0
-        whole = here // lanes * lanes if in_order else 0  # outputs of squares
-        squares = taps // lanes * lanes if whole > 0 else 0  # and their taps
-        step = w.strides[1] // itemsize
-        source = (g * w.strides[0]) // itemsize + o_first * step
-        for o in range(0, whole, lanes):
-            for t in range(0, squares, lanes):
-                transpose_block(w, source + o * step + t, step, target, t * width + o, width)
-        t = 0
-        for c in range(w.shape[2]):
-            for kd in range(w.shape[3]):
-                for kh in range(w.shape[4]):
-                    for kw in range(w.shape[5]):
-                        row = w[g, o_first : o_first + here, c, kd, kh, kw]
-                        at = t * width
-                        if step == 1:
-                            read_run(without_gaps(row), 0, 0, target[at : at + here])
-                        else:
-                            for o in range(whole if t < squares else 0, here):
-                                target[at + o] = row[o]
-                        t += 1
+        here = min(tile, w.shape[1] - o_first)
+        width, whole = -(-here // lanes) * lanes, here // lanes * lanes
+        source, lines = g * w.strides[0] // itemsize + o_first * step_o, (g * outputs + o_first) * inputs
+        for c_first in range(0, inputs, _CHUNK):
+            some = min(_CHUNK, inputs - c_first)
+            if step_t == 1 and step_o > 1 and volume > 1:
+                for c in range(c_first, c_first + some):
+                    line, begin = lines + c * width, source + c * step_c
+                    for i in range(0, here * step_o, 64 // itemsize):  # cache lines
+                        prefetch(w, begin + _AHEAD * step_c + i)
+                    for t in range(0, volume, lanes):
+                        for o in range(0, width, lanes):
+                            at = begin + o * step_o + t
+                            if o < whole and at + (lanes - 1) * step_o + lanes <= end:
+                                scatter_block(w, at, step_o, tiles, o, table, t, width, line)
+                                continue
+                            for j in range(t, min(t + lanes, volume)):
+                                to = table[j, _BASE] + table[j, _PLACE] * width + table[j, _STEP] * line
+                                for i in range(o, o + lanes):
+                                    tiles[to + i] = w[g, o_first + i, c, j] if i < here else 0
+                continue
+            for t in range(volume):
+                pitch = table[t, _STEP] * width
+                target = table[t, _BASE] + table[t, _PLACE] * width + table[t, _STEP] * lines + c_first * pitch
+                begin = source + t * step_t + c_first * step_c
+                done_o, done_c = 0, 0  # so many outputs of so many inputs are in place
+                ahead = begin + _CHUNK * step_c
+                if step_o == 1:
+                    done_o, done_c = here, some
+                    for c in range(some):
+                        prefetch(w, ahead + c * step_c)
+                    copy_planes(tiles, target, pitch, 0, w, begin * itemsize, step_c * itemsize, 0, some, 1, here)
+                elif step_c == 1:
+                    done_o, done_c = whole, some // lanes * lanes
+                    for o in range(here):
+                        prefetch(w, ahead + o * step_o)
+                    for o in range(0, done_o, lanes):
+                        for c in range(0, done_c, lanes):
+                            transpose_block(w, begin + o * step_o + c, step_o, tiles, target + c * pitch + o, pitch)
+                for c in range(some):
+                    for i in range(done_o if c < done_c else 0, width):
+                        tiles[target + c * pitch + i] = w[g, o_first + i, c_first + c, t] if i < here else 0
 
 
-def _outputs_last(first, last, w, lanes, moved):  # type: ignore[no-untyped-def]
-    """Fill ``moved (G * C, taps * O)``; the taps of an output and a channel lie side by side. A task is a row."""
-    channels, volume, step = w.shape[1], w.shape[3] * w.shape[4] * w.shape[5], w.strides[1] // w.itemsize
-    whole_o, whole_t = channels // lanes * lanes, volume // lanes * lanes
-    for task in range(first, last):
-        g, c = divmod(task, w.shape[2])
-        source = (g * w.strides[0] + c * w.strides[2]) // w.itemsize
-        target = moved[task]
-        for o in range(0, whole_o, lanes):
-            for t in range(0, whole_t, lanes):
-                transpose_block(w, source + o * step + t, step, target, t * channels + o, channels)
-        for t in range(volume):
-            rest, kw = divmod(t, w.shape[5])
-            kd, kh = divmod(rest, w.shape[4])
-            for o in range(whole_o if t < whole_t else 0, channels):
-                target[t * channels + o] = w[g, o, c, kd, kh, kw]
+_kernel = TaskKernel(_arrange)
 
 
-_arrange_kernel, _outputs_last_kernel = Kernel(_arrange), Kernel(_outputs_last)
+class WeightTiles:
+    """How the pieces of a problem want their weights.
 
+    Parameters
+    ----------
+    problem : ConvProblem
+    """
 
-def compile_arranging(dtype: np.dtype[Any], pieces: int) -> None:
-    """Have the kernels that weights of so many pieces need before the first one comes."""
-    _arranger(dtype)
-    if pieces > 1:
-        _mover(dtype)
+    def __init__(self, problem: ConvProblem) -> None:
+        self._pieces, self._dtype = lower(problem), named_dtype(problem.accumulator_dtype)
+        self._lanes = vector_bytes() // self._dtype.itemsize
+        vector = array(self._dtype, 1, contiguous=True, readonly=False)
+        matrix = array(np.dtype(np.int64), 2, contiguous=True)
+        self._kernel = _kernel.compile(array(self._dtype, 4), matrix, *[integer] * 3, vector, vector)
 
+    def __call__(self, w: Array) -> list[Array]:
+        """For each piece, the tiles of its part of ``w (G, O, C, KD, KH, KW)``: ``(G, taps * O)``, O padded."""
+        groups, outputs, inputs, *kernel = w.shape
+        padded, tile = -(-outputs // self._lanes) * self._lanes, TILE_VECTORS * self._lanes
+        taps = w.astype(self._dtype, copy=False).reshape(groups, outputs, inputs, math.prod(kernel))
+        sizes = [groups * padded * inputs * math.prod(piece.kernel) for piece in self._pieces]
+        bases = [0, *itertools.accumulate(size + -size % tile for size in sizes)]  # each begins on a cache line
+        tiles = recycling.empty((bases[-1],), self._dtype)
+        run = taps.shape[3] * taps.itemsize, taps.itemsize
+        if len(sizes) == 1 and self._pieces[0].whole and taps.strides[2:] == run:
+            taps, table = taps.reshape(groups, outputs, inputs * taps.shape[3], 1), np.array([[0, 1, 0]])
+        else:
+            taps, table = self._in_pieces(taps, tuple(kernel), bases)
+        blocks = -(-outputs // tile)
+        self._kernel(groups * blocks, taps.size, 0, taps, table, self._lanes, tile, padded, tiles)
+        return [tiles[base : base + size].reshape(groups, -1) for base, size in zip(bases, sizes, strict=False)]
 
-def arrange(w: Array, lanes: int, tile: int) -> Array:
-    """The tiles of ``w (G, O, C, KD, KH, KW)``: ``(G, taps * O)``, O rounded up to whole vectors of `lanes`."""
-    groups, channels = w.shape[:2]
-    outputs = -(-channels // lanes) * lanes
-    tiles = recycling.empty((groups, outputs * (w.size // max(groups * channels, 1))), w.dtype)
-    kernel = _arranger(w.dtype)
-    parallel.run(lambda first, last: kernel(first, last, w, lanes, tile, tiles), groups * -(-channels // tile), w.size)
-    return tiles
-
-
-def outputs_last(w: Array, lanes: int) -> Array:
-    """``w (G, O, C, KD, KH, KW)`` as a view of memory in which outputs lie side by side; itself if it cannot be."""
-    groups, channels, inputs, *taps = w.shape
-    depth, height, width = w.strides[3:]
-    if width != w.itemsize or height != taps[2] * width or depth != taps[1] * height or w.strides[1] == w.itemsize:
-        return w
-    moved = recycling.empty((groups * inputs, math.prod(taps) * channels), w.dtype)
-    kernel = _mover(w.dtype)
-    parallel.run(lambda first, last: kernel(first, last, w, lanes, moved), groups * inputs, w.size)
-    return moved.reshape(groups, inputs, *taps, channels).transpose(0, 5, 1, 2, 3, 4)
-
-
-def _arranger(dtype: np.dtype[Any]) -> Any:
-    return _arrange_kernel.compile(integer, integer, array(dtype, 6), integer, integer, _filled(dtype))
-
-
-def _mover(dtype: np.dtype[Any]) -> Any:
-    return _outputs_last_kernel.compile(integer, integer, array(dtype, 6), integer, _filled(dtype))
-
-
-def _filled(dtype: np.dtype[Any]) -> Any:
-    return array(dtype, 2, contiguous=True, readonly=False)
+    def _in_pieces(self, taps: Array, kernel: tuple[int, ...], bases: list[int]) -> tuple[Array, Array]:
+        """The taps that pieces use, in the order of memory, and the table of where they go."""
+        numbers = np.arange(taps.shape[3]).reshape(kernel)
+        table = np.zeros((taps.shape[3], 3), np.int64)
+        for piece, base in zip(self._pieces, bases, strict=False):
+            chosen = piece.weight_view(numbers).ravel()
+            table[chosen, _BASE], table[chosen, _STEP], table[chosen, _PLACE] = base, len(chosen), range(len(chosen))
+        used = table[:, _STEP] > 0
+        if not used.all():  # there are fewer outputs than the stride has residues
+            taps, table = taps[..., used], table[used]
+        if taps.strides[3] < 0:
+            taps, table = taps[..., ::-1], table[::-1]
+        last = (len(table) - 1) // self._lanes * self._lanes  # its square ends with places that it may overwrite
+        return taps, np.concatenate([table, table[last : last + 1].repeat(self._lanes, 0)])

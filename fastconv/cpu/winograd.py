@@ -13,6 +13,10 @@ however small the image. A task takes some tiles and some output channels of a g
         for each f: multiply by the transformed weights                  (f, tile, output channel)
     transform the sums; add bias and residual, activate, write
 
+Transformed weights are up to four times as large as the taps. Where many tasks use them they are made ahead, and read
+from memory by each. Where the image is so small that one task has all of its tiles, the task transforms the taps of a
+register tile after another, of which nothing leaves the cache: a function then reads each weight twice in all.
+
 The products are those of the register tile of `microkernel`. Depth is summed along with the channels. A dilated
 convolution falls apart into one for each residue of the dilation, whose pixels are read and written with that step.
 Along an axis with one tap the window is one pixel, so that 1-D convolutions are transformed along their only axis.
@@ -35,8 +39,8 @@ from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.costs import CostModel, Work, gathering
 from fastconv.cpu.microkernel import TILE_VECTORS, padded, tile_pixels
 from fastconv.cpu.plan import PiecewisePlan
-from fastconv.cpu.weight_tiles import arrange, compile_arranging, outputs_last
-from fastconv.cpu.winograd_kernels import BLOCKING, compiled
+from fastconv.cpu.weight_tiles import WeightTiles
+from fastconv.cpu.winograd_kernels import BLOCKING, CHUNK, compiled
 from fastconv.cpu.winograd_transforms import error_bound, reach, window_taps
 from fastconv.lowering import Correlation, lower
 from fastconv.machine import vector_bytes
@@ -44,10 +48,10 @@ from fastconv.problem import ConvProblem, Triple
 from fastconv.registry import UNIT_ROUNDOFF, Plan, register
 from fastconv.settings import available_cores, get_num_threads
 
-_TILES = 48  # of a task
+_TILES = 64  # of a task
 _INPUTS = 256  # input channels (times kernel depth) transformed at once
 _GROUP = 64  # bytes of channels that are staged, and written, together: a cache line
-_CHUNK = 16  # input channels whose weights are transformed at once
+_INPUTS_BY_TASK = 128  # the same where a task transforms its weights: both are to be in L2
 _SHARES = 16  # a task takes at most this part of the workspace: so many threads may run one
 _COST_WORKSPACE = 64 << 20
 
@@ -92,29 +96,38 @@ class _Cut:
         blocks_o = _ceil(c.out_channels, _ceil(max(channels, 1), self.tile) * self.tile)
         channels = _ceil(_ceil(c.out_channels, max(blocks_o, 1)), self.tile) * self.tile
         inputs = _ceil(c.in_channels, max(_ceil(c.in_channels, inputs), 1))
+        self.ahead = blocks_w * blocks_r > 1  # those that many tasks use
+        if not self.ahead:
+            inputs = min(inputs, max(_INPUTS_BY_TASK // c.kernel[0], 1))
+            inputs = _ceil(c.in_channels, max(_ceil(c.in_channels, inputs), 1))
         run = min(rows, self._tiles[0])
         width = columns * self._outputs[1] + self.taps[1] - 1
         components, high = math.prod(self.windows), self._outputs[0]
         pitch = padded(inputs, self._itemsize) * c.kernel[0], padded(channels, self._itemsize)
         # A cache line more: what lies at one place of all components must not meet in one set of a cache.
         plane = [rows * columns * n + self._group for n in pitch]
+        weights = inputs * c.kernel[0] * self.tile + self._group
         line = padded(width, self._itemsize)
         sizes = (
             (run * high + self.taps[0] - 1) * width * self._group,
-            max(self.windows[0] * width, high * self.windows[1] * columns) * self._group,
+            max(
+                max(self.windows[0] * width, high * self.windows[1] * columns) * self._group,
+                0 if self.ahead else CHUNK * self.windows[0] * self.taps[1] * self.tile,
+            ),
             (high * columns * self._outputs[1] + self.lanes) * self._group,
             line * self._group,
             components * max(plane[0], self.lines),
             self.tile,
             components * plane[1],
+            0 if self.ahead else components * weights,
         )
         *parts, self.scratch = np.cumsum((0, *sizes)).tolist()
         block = self.blocking = np.zeros(1, BLOCKING)
         for name, value in {
             "channels": channels, "columns": columns, "rows": rows, "run": run, "inputs": inputs, "group": self._group,
-            "lanes": self.lanes, "line": line, "window": self.windows, "outputs": self._outputs, "tiles": self._tiles,
-            "register_tile": (tile_pixels(), self.tile), "pitch": pitch, "plane": plane,
-            "blocks": (max(blocks_o, 1), blocks_w, blocks_r), "parts": parts,
+            "lanes": self.lanes, "line": line, "ahead": self.ahead, "weights": weights, "window": self.windows,
+            "outputs": self._outputs, "tiles": self._tiles, "register_tile": (tile_pixels(), self.tile),
+            "pitch": pitch, "plane": plane, "blocks": (max(blocks_o, 1), blocks_w, blocks_r), "parts": parts,
         }.items():  # fmt: skip
             block[name] = value
         # Where the lines of a window lie, one channel after another, and the windows.
@@ -136,13 +149,25 @@ class _Cut:
             "tile": calls * _ceil(c.in_channels, int(block["inputs"])),
             "input": tiles * padded(c.in_channels, self._itemsize) * c.kernel[0] * blocks_o,
             "sum": tiles * outputs,
-            "weight": tiles * outputs * self.lines / len(self.places),
+            "weight": tiles * outputs * self.lines / len(self.places) if self.ahead else 0,
+            "transformed": 0 if self.ahead else c.groups * outputs * self.lines,
         }
         counts = {kind: components * count for kind, count in counts.items()}
         return Work(
             self.tasks,
             counts | {"dilated": pixels * (self.lines * blocks_o + c.out_channels), "task": self.tasks},
         )
+
+    @property
+    def packing(self) -> Work:
+        """What it costs to pack the weights."""
+        c = self._correlation
+        lines = c.groups * c.out_channels * self.lines
+        counts = {
+            "arranged": lines * math.prod(self.taps),
+            "transformed": lines * math.prod(self.windows) if self.ahead else 0,
+        }
+        return Work(c.groups * _ceil(c.out_channels, self.tile), counts)
 
 
 def _windows(correlation: Correlation, window: int) -> tuple[int, int]:
@@ -154,24 +179,22 @@ def _windows(correlation: Correlation, window: int) -> tuple[int, int]:
 class _WinogradPlan(PiecewisePlan):
     def __init__(self, problem: ConvProblem, window: int, workspace_limit: int) -> None:
         super().__init__(problem, lambda piece: _Cut(piece, window, self._accumulator, workspace_limit))
-        self.pack_key = f"windows of {window}, {self.pack_key}"
+        self.pack_key = f"windows of {window}, {self.pack_key}, {[cut.ahead for cut in self._cuts]}"
         self._kernel, self._pack = compiled(problem.dtype, problem.result_dtype, problem.accumulator_dtype)
-        compile_arranging(self._accumulator, len(self._pieces))
+        self._arrange = WeightTiles(problem)
 
     def pack(self, w: Any) -> Any:
-        """For each piece, its taps transformed, and as they are."""
-        w = w.astype(self._accumulator, copy=False)
-        if len(self._pieces) > 1:
-            w = outputs_last(w, vector_bytes() // self._accumulator.itemsize)
-        return [self._pack_piece(piece, cut, w) for piece, cut in zip(self._pieces, self._cuts, strict=True)]
+        """For each piece, its weights as tasks use them, transformed if that is done ahead, and its taps."""
+        return [self._pack_piece(cut, taps) for cut, taps in zip(self._cuts, self._arrange(w), strict=True)]
 
-    def _pack_piece(self, piece: Correlation, cut: _Cut, w: Any) -> Any:
-        taps = arrange(piece.weight_view(w), cut.lanes, cut.tile)
+    def _pack_piece(self, cut: _Cut, taps: Any) -> Any:
+        if not cut.ahead:
+            return taps, taps
         groups, elements = taps.shape[0], taps.shape[1] // math.prod(cut.taps)
         packed = recycling.empty((groups, elements * math.prod(cut.windows)), self._accumulator)
         self._pack(groups * _ceil(elements // cut.lines, cut.tile), packed.size,
-                   _CHUNK * cut.windows[0] * cut.taps[1] * cut.tile, taps, cut.lines, *cut.taps, *cut.windows,
-                   cut.lanes, cut.tile, _CHUNK, packed)  # fmt: skip
+                   CHUNK * cut.windows[0] * cut.taps[1] * cut.tile, taps, cut.lines, *cut.taps, *cut.windows,
+                   cut.lanes, cut.tile, packed)  # fmt: skip
         return packed, taps
 
     def _run_piece(self, piece: Correlation, cut: _Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
@@ -226,30 +249,26 @@ class _Winograd(CpuAlgorithm):
         return _WinogradPlan(problem, self.window, workspace_limit)
 
 
-def _running(window: int) -> CostModel:
-    def work(problem: ConvProblem) -> Iterable[Work]:
-        accumulator = named_dtype(problem.accumulator_dtype)
-        return (_Cut(piece, window, accumulator, _COST_WORKSPACE).work for piece in lower(problem))
+def _cuts(problem: ConvProblem, window: int) -> list[_Cut]:
+    """For predictions."""
+    accumulator = named_dtype(problem.accumulator_dtype)
+    return [_Cut(piece, window, accumulator, _COST_WORKSPACE) for piece in lower(problem)]
 
+
+def _running(window: int) -> CostModel:
     rates = {
-        "product": 3.2e-11, "tile": 4e-8, "input": 4.3e-10, "sum": 1e-10, "weight": 7e-11, "dilated": 9e-10,
-        "task": 7e-7, "call": 1.2e-5,
+        "product": 3.2e-11, "tile": 4e-8, "input": 4.3e-10, "sum": 1e-10, "weight": 7e-11, "transformed": 1.3e-10,
+        "dilated": 9e-10, "task": 7e-7, "call": 1.2e-5,
     }  # fmt: skip
-    return CostModel(work, rates)
+    return CostModel(lambda problem: (cut.work for cut in _cuts(problem, window)), rates)
 
 
 def _packing(window: int) -> CostModel:
     def work(problem: ConvProblem) -> Iterable[Work]:
         yield from gathering(problem)
-        for piece in lower(problem):
-            lines = piece.groups * piece.out_channels * piece.in_channels * piece.kernel[0]
-            counts = {
-                "arranged": lines * math.prod(piece.kernel[1:]),
-                "transformed": lines * math.prod(_windows(piece, window)),
-            }
-            yield Work(piece.groups * _ceil(piece.out_channels, TILE_VECTORS * 8), counts)
+        yield from (cut.packing for cut in _cuts(problem, window))
 
-    return CostModel(work, {"gathered": 2e-9, "arranged": 5e-10, "transformed": 4.5e-10, "call": 1e-5})
+    return CostModel(work, {"gathered": 3e-10, "arranged": 4.5e-10, "transformed": 4.5e-10, "call": 1e-5})
 
 
 class Winograd4(_Winograd):

@@ -19,13 +19,18 @@ from fastconv.lowering import GEOMETRY
 #: How a correlation is cut: `blocks` tasks along channels, columns and rows, of so many output `channels`, `columns` of
 #: tiles and `rows` of them; of the rows `run` are staged at once, and `inputs` channels are transformed at once, a
 #: `group` after another. Vectors have `lanes`; the register tile takes so many tiles by channels. Windows lie a `pitch`
-#: apart and components a `plane`, of inputs and of sums. Scratch memory has `parts`; a `line` of it holds a row.
+#: apart and components a `plane`, of inputs and of sums. Weights are transformed `ahead`, or by the task: components
+#: then lie `weights` apart. Scratch memory has `parts`; a `line` of it holds a row.
 BLOCKING = np.dtype(
-    [(name, np.int64) for name in ("channels", "columns", "rows", "run", "inputs", "group", "lanes", "line")]
+    [
+        (name, np.int64)
+        for name in ("channels", "columns", "rows", "run", "inputs", "group", "lanes", "line", "ahead", "weights")
+    ]
     + [(name, np.int64, (2,)) for name in ("window", "outputs", "tiles", "register_tile", "pitch", "plane")]
-    + [("blocks", np.int64, (3,)), ("parts", np.int64, (7,))]
+    + [("blocks", np.int64, (3,)), ("parts", np.int64, (8,))]
 )
-_STAGED, _HALF_WAY, _DONE, _LINES, _INPUTS, _ZEROS, _SUMS = range(7)
+_STAGED, _HALF_WAY, _DONE, _LINES, _INPUTS, _ZEROS, _SUMS, _WEIGHTS = range(8)
+CHUNK = 16  # lines whose weights are transformed at once
 
 
 @inline
@@ -106,6 +111,7 @@ def _winograd(  # type: ignore[no-untyped-def]
     staged, half_way = scratch[block.parts[_STAGED] :], scratch[block.parts[_HALF_WAY] :]
     done, lines, inputs = scratch[block.parts[_DONE] :], scratch[block.parts[_LINES] :], scratch[block.parts[_INPUTS] :]
     zeros_at, sums_at = block.parts[_ZEROS], block.parts[_SUMS]
+    transformed = scratch[block.parts[_WEIGHTS] :]
     scratch[zeros_at:sums_at] = 0
 
     for task in range(first, last):
@@ -118,6 +124,7 @@ def _winograd(  # type: ignore[no-untyped-def]
         rows = min(block.rows, all_rows - r_first)
         tiles = rows * columns
         width = columns * m_w + kernel_w - 1
+        o_tiles = -(-channels // block.register_tile[1])
 
         for c_first in range(0, geo.in_channels, block.inputs):
             here = min(block.inputs, geo.in_channels - c_first)
@@ -158,21 +165,31 @@ def _winograd(  # type: ignore[no-untyped-def]
                                 )  # fmt: skip
                 r += run
 
-            register_tiles = -(-tiles // block.register_tile[0])
-            for f in range(components):
-                for o in range(0, channels, block.register_tile[1]):
-                    wide = min(-(-(channels - o) // lanes) * lanes, block.register_tile[1])
-                    weights_at = (f * padded_channels + o_first + o) * all_lines + c_first * kernel_d * wide
-                    tile = 0
-                    for k in range(register_tiles):
-                        some = (tiles - tile) // (register_tiles - k)
-                        to = sums_at + f * sums_plane + tile * sums_pitch + o
-                        begin, step = (to, sums_pitch) if c_first > 0 else (zeros_at, 0)
-                        multiply_pixels(
-                            scratch, to, sums_pitch, begin, step, inputs[f * plane :], places, tile, offsets,
-                            here * kernel_d, weights[g], weights_at, some, wide // lanes,
+            register_tiles, here_lines = -(-tiles // block.register_tile[0]), here * kernel_d
+            for job in range(components * o_tiles):
+                # Weights transformed before are used component by component, others as soon as they are transformed.
+                f, o_tile = divmod(job, o_tiles) if block.ahead else (job % components, job // components)
+                o = o_tile * block.register_tile[1]
+                wide = min(-(-(channels - o) // lanes) * lanes, block.register_tile[1])
+                first_line = (o_first + o) * all_lines + c_first * kernel_d * wide
+                used, weights_at = weights[g], f * padded_channels * all_lines + first_line
+                if not block.ahead:
+                    used, weights_at = transformed, f * block.weights
+                    if f == 0:
+                        _transform_taps(
+                            taps[g], first_line * kernel_h * kernel_w, here_lines, kernel_h, kernel_w, wide, window_h,
+                            window_w, lanes, transformed, 0, block.weights, half_way,
                         )  # fmt: skip
-                        tile += some
+                tile = 0
+                for k in range(register_tiles):
+                    some = (tiles - tile) // (register_tiles - k)
+                    to = sums_at + f * sums_plane + tile * sums_pitch + o
+                    begin, step = (to, sums_pitch) if c_first > 0 else (zeros_at, 0)
+                    multiply_pixels(
+                        scratch, to, sums_pitch, begin, step, inputs[f * plane :], places, tile, offsets, here_lines,
+                        used, weights_at, some, wide // lanes,
+                    )  # fmt: skip
+                    tile += some
 
         for o in range(0, channels, group):
             some = min(group, channels - o)
@@ -295,33 +312,54 @@ def _sum_again(  # type: ignore[no-untyped-def]
                         done[to + i] = sums[i]
 
 
+@inline
+def _transform_taps(  # type: ignore[no-untyped-def]
+    taps, at, lines, kernel_h, kernel_w, wide, window_h, window_w, lanes, target, target_at, plane, scratch
+):
+    """Transform ``taps[at :] (lines, kernel_h, kernel_w, wide)`` into components ``(lines, wide)`` a `plane` apart."""
+    row, volume = kernel_w * wide, kernel_h * kernel_w * wide
+    for line in range(0, lines, CHUNK):
+        some = min(CHUNK, lines - line)
+        for kw in range(kernel_w):
+            transform_weights(
+                window_h, kernel_h, scratch, kw * wide, row, window_h * row, taps, at + line * volume + kw * wide, row,
+                volume, some, wide // lanes,
+            )  # fmt: skip
+        for i in range(window_h):
+            transform_weights(
+                window_w, kernel_w, target, target_at + i * window_w * plane + line * wide, plane, wide, scratch,
+                i * row, wide, window_h * row, some, wide // lanes,
+            )  # fmt: skip
+
+
 def _pack(  # type: ignore[no-untyped-def]
-    first, last, taps, lines, kernel_h, kernel_w, window_h, window_w, lanes, tile, chunk, packed, scratch
+    first, last, taps, lines, kernel_h, kernel_w, window_h, window_w, lanes, tile, packed, scratch
 ):  # fmt: skip
     """Transform ``taps (G, O padded * lines * taps)`` into ``packed (G, components * O padded * lines)``.
 
     A task is a register tile of output channels, of which the taps are (lines * taps, channels), as each component will
-    be (lines, channels). A `chunk` of lines is transformed at once.
+    be (lines, channels).
     """
     volume = kernel_h * kernel_w
     channels = taps.shape[1] // (lines * volume)
     for task in range(first, last):
         g, block = divmod(task, -(-channels // tile))
         o = block * tile
-        wide = min(channels - o, tile)
-        row = kernel_w * wide
-        for line in range(0, lines, chunk):
-            some = min(chunk, lines - line)
-            for kw in range(kernel_w):
-                transform_weights(
-                    window_h, kernel_h, scratch, kw * wide, row, window_h * row, taps[g],
-                    (o * lines + line * wide) * volume + kw * wide, row, volume * wide, some, wide // lanes,
-                )  # fmt: skip
-            for i in range(window_h):
-                transform_weights(
-                    window_w, kernel_w, packed[g], (i * window_w * channels + o) * lines + line * wide,
-                    channels * lines, wide, scratch, i * row, wide, window_h * row, some, wide // lanes,
-                )  # fmt: skip
+        _transform_taps(
+            taps[g],
+            o * lines * volume,
+            lines,
+            kernel_h,
+            kernel_w,
+            min(channels - o, tile),
+            window_h,
+            window_w,
+            lanes,
+            packed[g],
+            o * lines,
+            channels * lines,
+            scratch,
+        )
 
 
 _kernel, _pack_kernel = TaskKernel(_winograd), TaskKernel(_pack)
@@ -339,4 +377,4 @@ def compiled(dtype_name: str, result_name: str, accumulator_name: str) -> tuple[
         array(dtype, 6), matrix, matrix, array(result, 6, readonly=False), vector, array(result, 6), records(GEOMETRY),
         records(BLOCKING), table, table, integer, integer, vector, memory,
     )  # fmt: skip
-    return kernel, _pack_kernel.compile(matrix, *[integer] * 8, matrix, memory)
+    return kernel, _pack_kernel.compile(matrix, *[integer] * 7, matrix, memory)

@@ -5,12 +5,12 @@ import math
 
 import numpy as np
 import pytest
+from guarded import guarded_scratch, scratch_is_kept_to  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from promise import assert_kept
 from strategies import LAYOUTS, activations, empty, laid_out, make_operands, numpy_dtype, operands, problems
 
-from fastconv.cpu import parallel
 from fastconv.cpu.costs import REFERENCE_FLOPS
 from fastconv.machine import Machine, cpu
 from fastconv.problem import DTYPES, OPS, PADDING_MODES, Activation, ConvProblem
@@ -20,30 +20,6 @@ from fastconv.registry import UNIT_ROUNDOFF, algorithms
 each_algorithm = pytest.mark.parametrize("algorithm", algorithms("cpu"), ids=lambda a: a.name)
 # The public functions mend what is not aligned; kernels do not see it.
 KERNEL_LAYOUTS = [layout for layout in LAYOUTS if layout != "unaligned"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def guarded_scratch():
-    """Scratch memory of just the length asked for: full of NaN before a kernel has it, with a fence that must stay."""
-    fence, fences = 4096, []
-
-    def scratch(length, dtype):
-        block = np.full(length * dtype.itemsize + fence + parallel.CACHE_LINE, 0xFF, np.uint8)
-        start = -block.ctypes.data % parallel.CACHE_LINE
-        end = start + length * dtype.itemsize
-        fences.append(block[end:])
-        return block[start:end].view(dtype)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "scratch", scratch)
-        yield fences
-
-
-@pytest.fixture(autouse=True)
-def scratch_is_kept_to(guarded_scratch):
-    yield
-    assert all((fence == 0xFF).all() for fence in guarded_scratch), "a kernel wrote beyond its scratch memory"
-    guarded_scratch.clear()
 
 
 def run(algorithm, problem, a, b, bias=None, residual=None, **options):

@@ -31,7 +31,7 @@ def without_gaps(typing_context, row):  # type: ignore[no-untyped-def]
     return row.copy(layout="C")(row), generate
 
 
-def _each_vector(builder: ir.IRBuilder, length: ir.Value, body: Callable[[ir.Value, int], None], lanes: int) -> None:
+def each_vector(builder: ir.IRBuilder, length: ir.Value, body: Callable[[ir.Value, int], None], lanes: int) -> None:
     """Emit ``body(at, width)`` for vectors that together cover `length` elements and nothing beyond them."""
     from numba.core import cgutils
 
@@ -86,7 +86,7 @@ def _move(typing_context, source, first, added, low, high, target, length):  # t
                 value = builder.select(less(">", value, most), most, value)
             builder.store(value, place(target_array.data), align=itemsize)
 
-        _each_vector(builder, arguments[6], body, vector_bytes() // itemsize)
+        each_vector(builder, arguments[6], body, vector_bytes() // itemsize)
         return context.get_dummy_value()
 
     return signature, generate

@@ -1,0 +1,78 @@
+"""From arrays to a running pooling kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastconv import recycling
+from fastconv.arrays import check_out
+from fastconv.dispatch import adopt_all
+from fastconv.parsing import Triple
+from fastconv.pooling_problem import PoolProblem
+
+# Problems by the caller's own arguments, so that a repeated call skips reading them again.
+_RECENT: dict[Any, PoolProblem] = {}
+_RECENT_MOST = 4096
+
+
+def apply(
+    build: Callable[..., PoolProblem], op: str, ndim: int, x: Any, size: Any, return_indices: bool, out: Any,
+    **options: Any,
+) -> Any:  # fmt: skip
+    """Pool as :func:`fastconv.max_pool2d` says: `build` makes the problem of `op`, `size` and the options."""
+    if not isinstance(return_indices, (bool, np.bool_)):
+        raise TypeError(f"return_indices={return_indices!r}: expected True or False")
+    (x, _, _, _, target), kind = adopt_all(x, x, None, None, out)
+    # The text tells 1, 1.0 and True apart, which are equal keys but not equally good arguments.
+    key = build, op, ndim, x.shape, x.dtype.name, repr((size, options))
+    problem = _RECENT.get(key)
+    if problem is None:
+        problem = build(op, ndim, x.shape, size, dtype=x.dtype.name, **options)
+        if len(_RECENT) >= _RECENT_MOST:
+            _RECENT.clear()
+        _RECENT[key] = problem
+    if out is not None:
+        check_out(target, problem.y_shape, x.dtype, {"x": x})
+    y, indices = pool(problem, x, target, return_indices, kind.device)
+    y = kind.give(y) if out is None else out
+    return (y, kind.give(indices)) if return_indices else y
+
+
+def pool(problem: PoolProblem, x: Any, out: Any, with_indices: bool, device: str) -> tuple[Any, Any]:
+    """Pool a NumPy or CuPy array, into `out` unless that is None; also gives indices, or None."""
+    xp = _library(device)
+    empty = recycling.empty if xp is np else xp.empty
+    indices = empty(problem.y_shape, np.dtype(np.int64)) if with_indices else None
+    y = empty(problem.y_shape, x.dtype) if out is None else out
+    if y.size == 0:
+        return y, indices
+    target = images(problem, y, problem.out_size)
+    apart = not xp.may_share_memory(target, y)  # the axes of `out` cannot be merged
+    found = () if indices is None else (images(problem, indices, problem.out_size),)
+    _plan(problem, with_indices, device).run(images(problem, x, problem.size), target, *found)
+    if apart:
+        y[...] = target.reshape(y.shape)
+    return y, indices
+
+
+def images(p: PoolProblem, a: Any, size: Triple) -> Any:
+    """View a data array as kernels take it, ``(N, G, D, H, W, C)``: channels are groups, or C if they come last."""
+    if p.channels_last:
+        return a.reshape(p.batch, 1, *size, p.channels)
+    return a.reshape(p.batch, p.channels, *size, 1)
+
+
+def _library(device: str) -> Any:
+    """The library of a device's arrays."""
+    if device == "cpu":
+        return np
+    raise TypeError("x is on a GPU: pooling is computed for arrays in host memory; bring it there (cupy.asnumpy)")
+
+
+def _plan(problem: PoolProblem, with_indices: bool, device: str) -> Any:
+    from fastconv.cpu import pooling
+
+    return pooling.plan(problem, with_indices)

@@ -1,0 +1,265 @@
+"""One frozen description of a pooling: its windows along each axis and every error about its arguments.
+
+A pooling window is a box, so it is the product of one window on each axis, and everything that makes poolings differ
+(padding, stride, dilation, the rounding of ``ceil_mode``, the uneven windows of adaptive pooling) is said by where the
+windows of each axis begin and how many elements they hold. Kernels get that as a table and know nothing else.
+
+As in :class:`fastconv.problem.ConvProblem` there are always three axes; a 1-D problem has size ``(1, 1, W)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastconv.parsing import DataFormat, Triple, integer, lift, parse_padding, per_axis, triple
+from fastconv.problem import DTYPES
+
+#: A window as kernels receive it. It holds the elements ``first, first + dilation, …``, `taps` of them, all inside the
+#: axis; an average is taken over `span` of them, padding among them or not.
+WINDOW = np.dtype([("first", np.int64), ("taps", np.int64), ("span", np.int64)])
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The windows along one axis: `count` of them, `stride` apart, or with no kernel spread evenly over the axis."""
+
+    size: int
+    count: int
+    kernel: int | None = None
+    stride: int = 1
+    dilation: int = 1
+    padding: tuple[int, int] = (0, 0)
+
+    @property
+    def full(self) -> int:
+        """Elements of a window of which nothing is cut off."""
+        return -(-self.size // max(self.count, 1)) if self.kernel is None else self.kernel
+
+    def windows(self, count_include_pad: bool = False) -> np.ndarray[Any, Any]:
+        """The windows as an array of :data:`WINDOW`."""
+        table, t = np.empty(self.count, WINDOW), np.arange(self.count)
+        if self.kernel is None:
+            table["first"] = t * self.size // self.count
+            table["taps"] = table["span"] = -(-(t + 1) * self.size // self.count) - table["first"]
+            return table
+        start = t * self.stride - self.padding[0]
+        before = -(np.minimum(start, 0) // self.dilation)
+        end = self._taps_before(self.size, start)
+        table["first"], table["taps"] = start + before * self.dilation, end - before
+        table["span"] = self._taps_before(self.size + self.padding[1], start) if count_include_pad else table["taps"]
+        return table
+
+    def _taps_before(self, end: int, start: Any) -> Any:
+        """Taps of the windows that begin at `start`, counted up to where the axis, or its padding, ends."""
+        return np.minimum(-((start - end) // self.dilation), self.full)
+
+
+@dataclass(frozen=True)
+class PoolProblem:
+    """A pooling without the data: ``max``, or ``sum``, which is ``(scale * mean of x ** exponent) ** (1 / exponent)``.
+
+    An average is a sum of exponent 1 and scale 1; an Lp pooling's scale is the number of elements of a whole window.
+    Build one with :meth:`sliding` or :meth:`adaptive`.
+    """
+
+    op: str
+    ndim: int
+    batch_shape: tuple[int, ...]
+    channels: int
+    axes: tuple[Axis, Axis, Axis]
+    dtype: str
+    channels_last: bool
+    count_include_pad: bool = False
+    divisor: int | None = None
+    exponent: float = 1.0
+    scale: int = 1
+
+    @classmethod
+    def sliding(
+        cls,
+        op: str,
+        ndim: int,
+        x_shape: Sequence[int],
+        kernel_size: Any,
+        *,
+        dtype: str = "float32",
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        count_include_pad: bool = False,
+        divisor_override: Any = None,
+        norm_type: Any = None,
+        data_format: str = "channels_first",
+    ) -> PoolProblem:
+        """Describe a pooling whose windows are a stride apart, or say what is wrong with the arguments.
+
+        A `norm_type` makes it an Lp pooling.
+        """
+        layout = DataFormat.parse(ndim, data_format)
+        batch, channels, size = layout.split("x", x_shape)
+        kernel = lift(per_axis("kernel_size", kernel_size, ndim, 1), 1)
+        steps = lift(kernel[3 - ndim :] if stride is None else per_axis("stride", stride, ndim, 1), 1)
+        apart = lift(per_axis("dilation", dilation, ndim, 1), 1)
+        pads = parse_padding(padding, ndim, size, kernel, steps, apart, transposed=False)
+        ceil_mode = _flag("ceil_mode", ceil_mode)
+        axes = [
+            Axis(n, _count(n, k, s, d, p, ceil_mode, tuple(x_shape)), k, s, d, p)
+            for n, k, s, d, p in zip(size, kernel, steps, apart, pads, strict=True)
+        ]
+        for axis in axes:
+            if axis.windows()["taps"].min(initial=1) < 1:
+                raise ValueError(
+                    f"padding={padding!r}: a window of kernel_size={axis.kernel} and dilation={axis.dilation} holds "
+                    f"padding alone on an axis of length {axis.size} (x has shape {tuple(x_shape)})"
+                )
+        exponent = 1.0 if norm_type is None else _exponent(norm_type)
+        return cls(
+            op=op,
+            ndim=ndim,
+            batch_shape=batch,
+            channels=channels,
+            axes=(axes[0], axes[1], axes[2]),
+            dtype=_check_dtype(op, dtype),
+            channels_last=layout.channels_last,
+            count_include_pad=_flag("count_include_pad", count_include_pad),
+            divisor=None if divisor_override is None else _divisor(divisor_override),
+            exponent=exponent,
+            scale=1 if norm_type is None else math.prod(kernel),
+        )
+
+    @classmethod
+    def adaptive(
+        cls,
+        op: str,
+        ndim: int,
+        x_shape: Sequence[int],
+        output_size: Any,
+        *,
+        dtype: str = "float32",
+        data_format: str = "channels_first",
+    ) -> PoolProblem:
+        """Describe a pooling to a given size; an axis of None keeps its length.
+
+        Window t of T covers the elements from ``floor(t * size / T)`` to ``ceil((t + 1) * size / T)``.
+        """
+        layout = DataFormat.parse(ndim, data_format)
+        batch, channels, size = layout.split("x", x_shape)
+        if min(size) < 1:
+            raise ValueError(f"x has shape {tuple(x_shape)}: there is nothing to pool along an axis of length 0")
+        several = isinstance(output_size, (Sequence, np.ndarray)) and not isinstance(output_size, str)
+        wanted = list(output_size) if several else [output_size] * ndim
+        if len(wanted) != ndim:
+            raise ValueError(f"output_size={output_size!r}: expected one length or {ndim}, one for each spatial axis")
+        given = [
+            size[3 - ndim + i] if count is None else integer("output_size", count, 0) for i, count in enumerate(wanted)
+        ]
+        axes = [_even(n, count) for n, count in zip(size, lift(given, 1), strict=True)]
+        return cls(
+            op=op,
+            ndim=ndim,
+            batch_shape=batch,
+            channels=channels,
+            axes=(axes[0], axes[1], axes[2]),
+            dtype=_check_dtype(op, dtype),
+            channels_last=layout.channels_last,
+        )
+
+    @property
+    def batch(self) -> int:
+        """Number of items: the product of the leading batch axes."""
+        return math.prod(self.batch_shape)
+
+    @property
+    def size(self) -> Triple:
+        """Lengths of the input's axes."""
+        return triple([axis.size for axis in self.axes])
+
+    @property
+    def out_size(self) -> Triple:
+        """Lengths of the result's axes."""
+        return triple([axis.count for axis in self.axes])
+
+    @property
+    def accumulator_dtype(self) -> str:
+        """Name of the dtype in which elements are summed and compared."""
+        return self.dtype if "int" in self.dtype else DTYPES[self.dtype][1]
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        """Shape of the input, in the user's format."""
+        return DataFormat(self.ndim, self.channels_last).join(self.batch_shape, self.channels, self.size)
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        """Shape of the result, in the user's format."""
+        return DataFormat(self.ndim, self.channels_last).join(self.batch_shape, self.channels, self.out_size)
+
+    @property
+    def elements(self) -> int:
+        """Elements of all windows together."""
+        return self.batch * self.channels * math.prod(axis.count * axis.full for axis in self.axes)
+
+    def __str__(self) -> str:
+        name = "max_pool" if self.op == "max" else "avg_pool" if self.exponent == 1 else "lp_pool"
+        return f"{name}{self.ndim}d {self.x_shape} -> {self.y_shape} {self.dtype}"
+
+
+def _count(
+    size: int, kernel: int, stride: int, dilation: int, pads: tuple[int, int], ceil_mode: bool, x_shape: tuple[int, ...]
+) -> int:
+    """How many windows fit; rounded up, the last one may stick out, but must not begin in the padding at the end."""
+    room = size + sum(pads) - dilation * (kernel - 1) - 1
+    if size < 1:
+        raise ValueError(f"x has shape {x_shape}: there is nothing to pool along an axis of length 0")
+    if room < 0 and not (ceil_mode and room + stride > 0):
+        raise ValueError(
+            f"kernel_size={kernel} with dilation={dilation} covers {dilation * (kernel - 1) + 1} elements, but x of "
+            f"shape {x_shape} has only {size + sum(pads)} on that axis with padding {pads}"
+        )
+    if not ceil_mode:
+        return room // stride + 1
+    count = -(-room // stride) + 1
+    return count - 1 if (count - 1) * stride >= size + pads[0] else count
+
+
+def _even(size: int, count: int) -> Axis:
+    """Windows spread evenly; where they come out alike, as a kernel at its own length's stride."""
+    if count == 0 or size % count:
+        return Axis(size, count)
+    return Axis(size, count, kernel=size // count, stride=size // count)
+
+
+def _check_dtype(op: str, dtype: str) -> str:
+    allowed = [name for name in DTYPES if "complex" not in name and (op == "max" or "int" not in name)]
+    if dtype not in allowed:
+        raise TypeError(f"x has dtype {dtype}: expected one of {', '.join(allowed)}")
+    return dtype
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}={value!r}: expected True or False")
+    return bool(value)
+
+
+def _divisor(value: Any) -> int:
+    divisor = integer("divisor_override", value, -(2**31))
+    if divisor == 0:
+        raise ValueError("divisor_override=0: expected an integer other than zero")
+    return divisor
+
+
+def _exponent(value: Any) -> float:
+    try:
+        exponent = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"norm_type={value!r}: expected a number") from None
+    if not 0 < exponent < math.inf:
+        raise ValueError(f"norm_type={value!r}: expected a positive, finite number")
+    return exponent

@@ -47,7 +47,7 @@ class PiecewisePlan(Plan):
             x, y, residual = x.view(np.uint16), y.view(np.uint16), residual.view(np.uint16)
         for (piece, cut, flat, flat_cut), weights in zip(self._steps, packed, strict=True):
             target, added = (y, residual) if piece.whole else (piece.target_view(y), piece.target_view(residual))
-            if flat is not None and _is_flat(x) and _is_flat(target) and _is_flat(added):
+            if flat is not None and is_flat(x) and is_flat(target) and is_flat(added):
                 source, target, added = (
                     a.reshape(*a.shape[:3], 1, 1, math.prod(a.shape[3:])) for a in (x, target, added)
                 )
@@ -60,7 +60,7 @@ class PiecewisePlan(Plan):
         """Write one piece; `bias` and `residual` have no elements where there is none."""
 
 
-def _is_flat(a: np.ndarray[Any, Any]) -> bool:
+def is_flat(a: np.ndarray[Any, Any]) -> bool:
     """Whether the spatial axes of a six-axis view can be seen as one."""
     if a.flags.c_contiguous:
         return True

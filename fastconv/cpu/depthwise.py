@@ -140,8 +140,9 @@ class Depthwise(CpuAlgorithm):
     name = "depthwise"
     running = CostModel(
         _work,
-        {"product": 2.3e-11, "tile": 5e-9, "staged": 1e-10, "read": 1.2e-9, "written": 7e-10, "task": 5e-8,
-         "call": 1.5e-5},
+        {"product": 2.3e-11, "far product": 3.3e-11, "tile": 5e-9, "staged": 1e-10, "result": 8e-11, "read": 1.2e-9,
+         "written": 7e-10, "task": 5e-8, "call": 1.5e-5},
+        frozenset({"product", "far product"}),
     )  # fmt: skip
     packing = CostModel(_packing, {"gathered": 2.8e-9, "arranged": 1.4e-9, "call": 5e-6})
 

@@ -23,6 +23,7 @@ from fastconv.settings import available_cores
 _STAGED = 32 << 10  # bytes staged of the planes of one group in a task, if a tile's own rows do not need more
 _TOGETHER = 12 << 10  # bytes staged of several groups: with as much of results they stay in L1
 _WIDTH = 1024  # elements of the longest part of a row of planes in one task
+_NEAR = 32 << 10  # bytes of L1: the planes of one group beyond it are read again from L2 for each of its results
 _STAGED_PIXELS = 128 << 10  # bytes of pixels staged by a task: a quarter of L2
 _PIXEL = 128  # bytes of a staged pixel, if there is room for some _COLUMNS of results: whole lines of the cache
 _COLUMNS = 16
@@ -164,9 +165,10 @@ class Cut:
         tiles = spread * blocks[1] * blocks[2] * c.out_channels * sums // (tall * lanes)
         #: What a piece costs, idle products and padding included, if all is read and written in vectors.
         self.counted = {
-            "product": tiles * tall * lanes * c.reduction,
+            ("product" if pixels or slot * itemsize <= _NEAR else "far product"): tiles * tall * lanes * c.reduction,
             "tile": tiles,
             "staged": self.tasks * staged,
+            "result": c.batch * c.groups * c.out_channels * c.positions,
             "task": self.tasks,
         }
 

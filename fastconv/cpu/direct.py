@@ -25,6 +25,7 @@ import numpy as np
 from fastconv.arrays import named_dtype
 from fastconv.cpu import parallel
 from fastconv.cpu.algorithm import CpuAlgorithm
+from fastconv.cpu.copying import SPLITS
 from fastconv.cpu.costs import CostModel, Work, gathering, scattering
 from fastconv.cpu.direct_tile import complete_row
 from fastconv.cpu.elements import CLIP, resolve
@@ -284,16 +285,18 @@ class _Cut:
         # Tiles read whole vectors, past the end of the last line: into the sums, which are there anyway.
         self.scratch = lines * line_length + channels * pitch + vector + channels
         self.offsets = (np.arange(lines)[:, None] * line_length + self._offsets(line, part)).ravel()
-        at_once = all_lines <= lines and accumulator.kind == "f"
-        sums = line.rows * padded(columns, accumulator.itemsize) if at_once else pitch  # idle ones included
-        counts = {
+        #: Whether sums need not pass through memory, and whether all that is staged lies side by side in whole rows.
+        self.at_once = all_lines <= lines and accumulator.kind == "f" and columns >= vector
+        self.in_runs = c.stride[2] == 1 or line.parts[1] in SPLITS
+        sums = line.rows * padded(columns, accumulator.itemsize) if self.at_once else pitch  # idle ones included
+        self.counts = {
             "product": spatial * sums * c.out_channels * c.reduction,
             "tile": spatial * -(-pitch // strip) * -(-c.out_channels // self.tile) * -(-all_lines // lines),
-            "staged": (spatial if at_once else self.tasks) * all_lines * line.staged,
+            "staged": (staged := (spatial if self.at_once else self.tasks) * all_lines * line.staged),
+            "row": staged / line.period / (line.parts[1] if self.in_runs else 1),
             "result": c.batch * c.groups * c.positions * c.out_channels,
             "task": self.tasks,
         }
-        self.work = Work(self.tasks, counts)
 
     def _line(self, columns: int) -> _Line:
         """One line for all taps of a channel and kd; one for each tap where dilation would make that very long."""
@@ -319,7 +322,8 @@ class _Cut:
         most = min(_STAGED // row - line.extra, _LONGER // line.period) if resident else _LINE // line.period
         # Not all rows of a small image, lest threads be idle.
         spread = -(-2 * c.batch * c.groups * c.count[0] * c.count[1] // _tasks())
-        return replace(line, rows=max(min(most, spread, c.count[1]), 1), resident=resident)
+        rows = max(min(most, spread, c.count[1]), 1)
+        return replace(line, rows=-(-c.count[1] // -(-c.count[1] // rows)), resident=resident)
 
     def _offsets(self, line: _Line, part: int) -> np.ndarray[Any, Any]:
         """Where each tap of a line begins."""
@@ -367,9 +371,16 @@ class DirectPlan(PiecewisePlan):
 
 def _work(problem: ConvProblem) -> Iterable[Work]:
     accumulator = named_dtype(problem.accumulator_dtype)
+    plain = problem.result_dtype == problem.accumulator_dtype and problem.activation.code <= CLIP
+    in_rows = plain and not (problem.channels_last or problem.residual)
     for piece in lower(problem):
-        work = _Cut(piece.flat or piece, accumulator).work
-        yield work._replace(counts=dict(work.counts) | scattering(problem, work.counts, "staged", "result"))
+        cut = _Cut(piece.flat or piece, accumulator)
+        scattered = scattering(problem, cut.counts, "staged", "result")
+        if not (cut.in_runs or problem.channels_last):
+            scattered = {"scattered": cut.counts["staged"]}
+        # A tile of one channel waits for its loads instead.
+        tiles = {"tile": 0.0} if cut.at_once and in_rows and piece.out_channels > 1 else {}
+        yield Work(cut.tasks, cut.counts | tiles | scattered)
 
 
 def _packing(problem: ConvProblem) -> Iterable[Work]:
@@ -386,7 +397,7 @@ class Direct(CpuAlgorithm):
     running = CostModel(
         _work,
         {
-            "product": 2.2e-11, "tile": 5.9e-8, "staged": 9.2e-10, "result": 1e-10, "scattered": 9.5e-10,
+            "product": 2.15e-11, "tile": 5.9e-8, "staged": 1.5e-10, "row": 4e-8, "result": 1e-10, "scattered": 1.1e-9,
             "task": 2.1e-7, "call": 1.3e-5,
         },
     )  # fmt: skip

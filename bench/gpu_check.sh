@@ -22,9 +22,13 @@ step() { # seconds, name, command...
     fi
 }
 
-step 120 tests "$python" -m pytest tests/test_gpu.py -q
-step 90 verify "$python" -m fastconv verify --device gpu --seconds 60
-for run in "resnet50 float32" "vgg16 float32" "mobilenetv2 float32" "resnet50 float16"; do
+step 100 tests "$python" -m pytest tests/test_gpu.py -q
+# Reads and writes of every kernel checked by the hardware's own tool, on the smallest problems.
+if command -v compute-sanitizer >/dev/null; then
+    step 50 sanitizer compute-sanitizer --error-exitcode 9 "$python" -m pytest tests/test_gpu.py -q -k "agrees_with_direct"
+fi
+step 80 verify "$python" -m fastconv verify --device gpu --seconds 50
+for run in "resnet50 float32" "mobilenetv2 float32" "resnet50 float16" "vgg16 float16"; do
     read -r network dtype <<<"$run"
     rm -f "$out/gpu-$network-$dtype.json" # what a failed step leaves must not pass for this run's
     step 60 "bench-$network-$dtype" "$python" -m fastconv bench --device gpu --network "$network" --dtype "$dtype" \

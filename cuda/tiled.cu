@@ -6,12 +6,7 @@
 // memory, the next is on its way through registers to the other half. Each output is summed in the order of k whatever
 // the tile, so all tile shapes give the same bits.
 #include "epilogue.cuh"
-
-// What the k-th product of every sum reads; computed by the host, so that the main loop divides nothing.
-struct Tap {
-    long long offset;  // in elements, from what tap 0 of channel 0 reads to what this one reads, were nothing padded
-    int at[3];         // along each axis, in input elements
-};
+#include "gather.cuh"
 
 struct Tiled {
     View<const STORAGE> x;
@@ -58,51 +53,13 @@ struct Shared {
     long long y_at[TILE_POSITIONS], residual_at[TILE_POSITIONS];  // what channel 0 of each position writes and adds
 };
 
-struct Position {
-    long long n;
-    unsigned int d, h, w;
-};
-
-// The position `local` places after the block's first; past the last it is some other one, whose sums nobody writes.
-// Only the block's own place needs 64-bit division.
-__device__ inline Position position_of(const Geometry& q, unsigned int local) {
-    const unsigned int h = q.count[1], w = q.count[2], image = q.count[0] * h * w;
-    const long long first = (long long)blockIdx.x * TILE_POSITIONS;
-    const unsigned int t = (unsigned int)(first % image) + local;
-    const long long n = first / image + t / image;
-    return {n < q.batch ? n : 0, t % image / w / h, t % image / w % h, t % w};
-}
-
-// The input of one position: where tap 0 reads, which is outside of the array where that is padding.
-struct Source {
-    const STORAGE* data;
-    int at[3];
-};
-
-__device__ inline Source source_of(const Tiled& p, const Position& t) {
-    const Geometry& q = p.geometry;
-    Source s;
-    s.at[0] = (int)(t.d * q.stride[0] - q.offset[0]);
-    s.at[1] = (int)(t.h * q.stride[1] - q.offset[1]);
-    s.at[2] = (int)(t.w * q.stride[2] - q.offset[2]);
-    s.data = p.x.data + p.x.offset(t.n, blockIdx.z, 0, s.at[0], s.at[1], s.at[2]);
-    return s;
-}
-
-// How far the element that stands for the padded one at `i` is from there.
-__device__ inline int moved(const Geometry& q, int axis, int i) {
-    return resolve(i, (int)q.size[axis], q.padding_mode) - i;
-}
-
 __device__ inline Gathered gather(const Tiled& p, const Source& s, int k, int reduction) {
-    const Geometry& q = p.geometry;
     if (k >= reduction) return {};
     const Tap tap = p.taps[k];
-    const int d = s.at[0] + tap.at[0], h = s.at[1] + tap.at[1], w = s.at[2] + tap.at[2];
     const STORAGE* from = s.data + tap.offset;
-    if (!below(d, q.size[0]) || !below(h, q.size[1]) || !below(w, q.size[2])) {
-        if (q.padding_mode == ZEROS) return {};
-        from += p.x.offset(0, 0, 0, moved(q, 0, d), moved(q, 1, h), moved(q, 2, w));
+    if (!inside(p.geometry, s, tap)) {
+        if (p.geometry.padding_mode == ZEROS) return {};
+        from += elsewhere(p.x, p.geometry, s, tap);
     }
     return *reinterpret_cast<const Gathered*>(from);
 }
@@ -194,8 +151,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) tiled(const
     const int depth = (reduction + TILE_DEPTH - 1) / TILE_DEPTH * TILE_DEPTH;
     const int channels = (int)(q.out_channels + QUAD - 1) / QUAD * QUAD;
     const STORAGE* weight = p.weight + (long long)blockIdx.z * depth * channels + blockIdx.y * TILE_CHANNELS;
-    const Position here = position_of(q, threadIdx.x % TILE_POSITIONS);
-    const Source source = source_of(p, here);
+    const Position here = position_of(q, (long long)blockIdx.x * TILE_POSITIONS, threadIdx.x % TILE_POSITIONS, false);
+    const Source source = source_of(p.x, q, here, blockIdx.z);
     const int row = threadIdx.x / ROW_THREADS, column = threadIdx.x % ROW_THREADS;
 
     if (threadIdx.x < TILE_POSITIONS) {

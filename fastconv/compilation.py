@@ -39,6 +39,11 @@ class Compiled:
     stack_bytes: int  # of a thread
     cubin_bytes: int  # of the whole program
 
+    @property
+    def weight(self) -> str:
+        """Registers, shared memory and spills, as the tables of kernels have them."""
+        return f"{self.registers} / {self.shared_bytes} / {self.spill_bytes}"
+
 
 class CompilationError(RuntimeError):
     """A kernel did not compile; the message is the compiler's log."""
@@ -67,7 +72,7 @@ def compile_all(architectures: Sequence[int] = ARCHITECTURES, processes: int = 2
         If a kernel does not compile.
     """
     _nvrtc()
-    jobs = [(specs, architecture) for architecture in architectures for specs in programs()]
+    jobs = [(specs, architecture) for architecture in architectures for specs in programs(architecture)]
     # A forked child would inherit the locks of whatever threads run here, so children start afresh.
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(compile_program, *job) for job in jobs]
@@ -78,13 +83,14 @@ def compile_all(architectures: Sequence[int] = ARCHITECTURES, processes: int = 2
             pool.shutdown(cancel_futures=True)
 
 
-def programs() -> list[tuple[KernelSpec, ...]]:
-    """Every kernel of the registered GPU algorithms, those of one program together."""
+def programs(architecture: int = ARCHITECTURES[-1]) -> list[tuple[KernelSpec, ...]]:
+    """Every kernel of the registered GPU algorithms that an architecture can run, those of one program together."""
     together: dict[tuple[str, tuple[str, ...]], list[KernelSpec]] = {}
     for algorithm in algorithms("gpu"):
         assert isinstance(algorithm, GpuAlgorithm)
         for spec in algorithm.variants():
-            together.setdefault((spec.file, spec.options), []).append(spec)
+            if spec.capability <= architecture:
+                together.setdefault((spec.file, spec.options), []).append(spec)
     return [tuple(specs) for specs in together.values()]
 
 
@@ -101,7 +107,7 @@ def compile_program(specs: Sequence[KernelSpec], architecture: int) -> list[Comp
                 spec,
                 architecture,
                 registers=int(weight["registers"]),
-                shared_bytes=int(shared[1]) if shared else 0,
+                shared_bytes=spec.shared_bytes + (int(shared[1]) if shared else 0),
                 spill_bytes=int(weight["stores"]) + int(weight["loads"]),
                 stack_bytes=int(weight["stack"]),
                 cubin_bytes=len(cubin),

@@ -1,5 +1,7 @@
 """The GPU algorithms on a GPU. Without one these tests are skipped; tests/test_cuda_emulated.py then stands in."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from promise import assert_kept
@@ -7,6 +9,7 @@ from promise import assert_kept
 import fastconv
 from fastconv.arrays import named_dtype
 from fastconv.dispatch import choose
+from fastconv.gpu import implicit_gemm, runtime
 from fastconv.gpu.runtime import why_no_gpu
 from fastconv.problem import ConvProblem
 from fastconv.registry import algorithms
@@ -55,7 +58,7 @@ def test_random_problems(cupy, algorithm, block):
 
 @WITH_EACH
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "int8"])
 def test_layers_large_enough_for_every_tile(cupy, algorithm, channels_last, dtype):
     rng = np.random.default_rng(1)
     for channels, outputs, size in ((64, 128, 180), (8, 24, 180), (32, 64, 20)):
@@ -64,10 +67,39 @@ def test_layers_large_enough_for_every_tile(cupy, algorithm, channels_last, dtyp
             2, x_shape, (outputs, channels, 3, 3), dtype=dtype, padding=1, bias=True, activation="relu",
             data_format="channels_last" if channels_last else "channels_first",
         )  # fmt: skip
+        if algorithm.why_not(problem) is not None:
+            pytest.skip(algorithm.why_not(problem))
         a, b, bias, _ = random_operands(problem, rng)
-        out = cupy.empty(problem.result_shape, dtype)
+        out = cupy.empty(problem.result_shape, problem.result_dtype)
         algorithm.apply(problem, cupy.asarray(a), cupy.asarray(b), out, cupy.asarray(bias))
         assert_kept(algorithm, problem, out.get(), a, b, bias)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_every_tensor_core_kernel_agrees_with_direct(cupy, dtype):
+    """All tiles and all ways to read the input, also those that no problem here would choose."""
+    for operands in (*implicit_gemm._OPERANDS.values(), implicit_gemm._TF32, implicit_gemm._SPLIT_TF32):
+        if operands.dtype == dtype and operands.capability <= runtime.runtime().capability():
+            for gather in implicit_gemm._gathers(operands):
+                for tile in implicit_gemm._tiles(operands, gather):
+                    assert implicit_gemm._is_right(operands, gather, tile), (operands, gather, tile)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_sums_shared_by_blocks(cupy, dtype, channels_last):
+    shape = (8, 56, 56, 64) if channels_last else (8, 64, 56, 56)
+    forward = ConvProblem.forward(2, shape, (64, 64, 3, 3), dtype=dtype, padding=1,
+                                  data_format="channels_last" if channels_last else "channels_first")  # fmt: skip
+    problem = dataclasses.replace(forward, op="weight_grad")
+    a, b, *_ = random_operands(problem, np.random.default_rng(1))
+    results = []
+    for _ in range(2):
+        out = cupy.empty(problem.result_shape, dtype)
+        ALGORITHMS["implicit_gemm"].apply(problem, cupy.asarray(a), cupy.asarray(b), out)
+        results.append(out.get())
+    assert_kept(ALGORITHMS["implicit_gemm"], problem, results[0], a, b)
+    assert results[0].tobytes() == results[1].tobytes()
 
 
 @WITH_EACH

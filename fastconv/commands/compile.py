@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
+from pathlib import Path
 
 from fastconv.commands.console import CommandError, positive_int, progress, table
 from fastconv.compilation import ARCHITECTURES, CompilationError, compile_all, programs
@@ -18,19 +20,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--all", action="store_const", const=names, dest="arch", help="for every architecture")
     which.add_argument("--arch", nargs="+", choices=names, metavar="NAME", help=f"for some of {', '.join(names)}")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the table to FILE (CSV)")
     parser.add_argument("--processes", type=positive_int, default=2, metavar="N", help="compilers at once (default: 2)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Compile and print a table; 1 if any kernel does not compile."""
     architectures = [int(name.removeprefix("sm_")) for name in dict.fromkeys(args.arch)]
-    kernels = [spec for together in programs() for spec in together]
+    kernels = {arch: [spec for together in programs(arch) for spec in together] for arch in architectures}
     cells: dict[tuple[KernelSpec, int], str] = {}
     spilled = 0
     try:
-        with progress(len(kernels) * len(architectures)) as report:
+        with progress(sum(map(len, kernels.values()))) as report:
             for done in compile_all(architectures, args.processes):
-                cells[done.spec, done.architecture] = f"{done.registers} / {done.shared_bytes} / {done.spill_bytes}"
+                cells[done.spec, done.architecture] = done.weight
                 spilled += done.spill_bytes > 0
                 report(len(cells), f"compiling {done.spec.file}")
     except ImportError as error:
@@ -38,14 +41,14 @@ def run(args: argparse.Namespace) -> int:
     except CompilationError as error:
         print(f"fastconv compile: {error}", file=sys.stderr)
         return 1
-    rows = [(_name(spec), *(cells[spec, architecture] for architecture in architectures)) for spec in kernels]
+    rows = [
+        (str(spec), *(cells.get((spec, architecture), "-") for architecture in architectures))
+        for spec in kernels[max(architectures)]
+    ]
     columns = ("kernel", *(f"sm_{architecture}" for architecture in architectures))
+    if args.write:
+        with args.write.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([columns, *rows])
     table("registers of a thread / shared bytes of a block / bytes that a thread spills", columns, rows)
     print(f"{len(cells)} kernels compiled, {spilled} of them spill")
     return 0
-
-
-def _name(spec: KernelSpec) -> str:
-    """Entry, dtype, and what else distinguishes the variant; the other dtypes follow from the first."""
-    values = (value for name, value in spec.defines if name not in ("RESULT", "ACCUMULATOR"))
-    return " ".join((spec.entry, *values))

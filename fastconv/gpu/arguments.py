@@ -32,7 +32,7 @@ def record(dtype: np.dtype[Any], **fields: Words | int) -> np.ndarray[Any, Any]:
     for name in dtype.names or ():
         value = fields[name]
         words += value if isinstance(value, tuple) else (value,)
-    return np.array(words, np.int64).view(dtype)
+    return np.ndarray(1, dtype, np.array(words, np.int64))  # a view of them, without the checks of `view`
 
 
 def view(array: Any) -> Words:

@@ -44,26 +44,33 @@ class DirectPlan(Plan):
 
     def __init__(self, problem: ConvProblem) -> None:
         self.problem = problem
-        self._pieces = [(piece, geometry(piece), *_shape(piece)) for piece in lower(problem)]
 
     def pack(self, w: Any) -> Any:
         return w
 
     def run(self, x: Any, packed: Any, y: Any, bias: Any, residual: Any) -> None:
-        for piece, numbers, entry, threads in self._pieces:
-            target = piece.target_view(y)
-            if not target.size:
-                continue
-            params = record(
-                DIRECT,
-                x=view(x),
-                w=view(piece.weight_view(packed)),
-                y=view(target),
-                geometry=numbers,
-                epilogue=epilogue(self.problem, bias, None if residual is None else piece.target_view(residual)),
-                channels_fastest=channels_fastest(target),
-            )
-            launch_linear(_spec(entry, self.problem.dtype), target.size * threads, params)
+        for piece in lower(self.problem):
+            run_piece(self.problem, piece, x, piece.weight_view(packed), y, bias, residual)
+
+
+def run_piece(
+    problem: ConvProblem, piece: Correlation, x: Any, weight: Any, y: Any, bias: Any = None, residual: Any = None
+) -> None:
+    """Compute one piece from its own ``(G, O, C, KD, KH, KW)`` weight."""
+    target = piece.target_view(y)
+    if not target.size:
+        return
+    entry, threads = _shape(piece)
+    params = record(
+        DIRECT,
+        x=view(x),
+        w=view(weight),
+        y=view(target),
+        geometry=geometry(piece),
+        epilogue=epilogue(problem, bias, None if residual is None else piece.target_view(residual)),
+        channels_fastest=channels_fastest(target),
+    )
+    launch_linear(_spec(entry, problem.dtype), target.size * threads, params)
 
 
 def _shape(piece: Correlation) -> tuple[str, int]:

@@ -21,6 +21,8 @@ from fastconv.problem import DTYPES
 
 Dim = tuple[int, int, int]
 
+_SHARED_UNASKED = 48 << 10  # bytes of dynamic shared memory that a block gets without asking
+
 
 @dataclass(frozen=True)
 class KernelSpec:
@@ -29,11 +31,17 @@ class KernelSpec:
     file: str
     entry: str
     defines: tuple[tuple[str, str], ...]
+    shared_bytes: int = 0  # dynamic shared memory of a block
+    capability: int = 75  # the least compute capability, as 80 for 8.0
 
     @property
     def options(self) -> tuple[str, ...]:
         """The compiler's arguments."""
         return ("-std=c++17", *(f"-D{name}={value}" for name, value in self.defines))
+
+    def __str__(self) -> str:
+        """Entry, dtype, and what else distinguishes the variant; the other dtypes follow from the first."""
+        return " ".join((self.entry, *(value for name, value in self.defines if name not in ("RESULT", "ACCUMULATOR"))))
 
 
 def dtype_defines(dtype: str) -> tuple[tuple[str, str], ...]:
@@ -51,6 +59,9 @@ class Runtime(Protocol):
 
     def device(self) -> int:
         """Number of the current device."""
+
+    def capability(self) -> int | None:
+        """Compute capability of the current device, as 90 for 9.0; None if there is no device."""
 
     def address(self, array: Any) -> int:
         """Where the element of index zero lies, whatever the strides."""
@@ -74,6 +85,9 @@ class CupyRuntime:
     def device(self) -> int:
         return int(self.xp.cuda.runtime.getDevice())
 
+    def capability(self) -> int | None:
+        return None if why_no_gpu() else int(self.xp.cuda.Device().compute_capability)
+
     def address(self, array: Any) -> int:
         return int(array.data.ptr)
 
@@ -84,15 +98,18 @@ class CupyRuntime:
         return copy
 
     def launch(self, spec: KernelSpec, grid: Dim, block: Dim, params: np.ndarray[Any, Any]) -> None:
-        self._kernel(spec)(grid, block, (params,))
+        self._kernel(spec, self.device())(grid, block, (params,), shared_mem=spec.shared_bytes)
 
     @staticmethod
     @cache
-    def _kernel(spec: KernelSpec) -> Any:
+    def _kernel(spec: KernelSpec, device: int) -> Any:
+        """A kernel, loaded on the current device."""
         import cupy
 
-        # A RawKernel loads itself once on each device on which it is called.
-        return cupy.RawModule(code=program(spec.file), options=spec.options).get_function(spec.entry)
+        kernel = cupy.RawModule(code=program(spec.file), options=spec.options).get_function(spec.entry)
+        if spec.shared_bytes > _SHARED_UNASKED:
+            kernel.max_dynamic_shared_size_bytes = spec.shared_bytes
+        return kernel
 
 
 _current: Runtime = CupyRuntime()

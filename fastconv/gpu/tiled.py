@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from fastconv.gpu.algorithm import LEAST_WORKSPACE, GpuAlgorithm
+from fastconv.gpu.algorithm import GpuAlgorithm
 from fastconv.gpu.arguments import EPILOGUE, VIEW, channels_fastest, element_strides, epilogue, geometry, record, view
+from fastconv.gpu.gathering import Order, Tables, adjacent_channels, table_bytes, why_no_table
 from fastconv.gpu.runtime import KernelSpec, dtype_defines, runtime
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.machine import Machine
@@ -29,14 +30,12 @@ TILED = np.dtype(
         ("channels_fastest", np.int64),
     ]
 )
-TAP = np.dtype([("offset", np.int64), ("at", np.int32, (3,))], align=True)
 
 # TILE_DEPTH and QUAD in cuda/tiled.cu: packed weights are filled up to whole steps and whole vectors.
 _DEPTH = 16
 _QUAD = 4
 
 _MOST_BLOCKS_YZ = 65535
-_MOST = 1 << 30  # coordinates along an axis and positions of an image are 32-bit numbers in the kernel
 
 
 @dataclass(frozen=True)
@@ -98,12 +97,11 @@ class TiledPlan(Plan):
     def __init__(self, problem: ConvProblem) -> None:
         self.problem = problem
         # Products follow the input's memory: by channel where channels lie together, else by tap.
-        self.by_channel = problem.channels_last and problem.op != "weight_grad"
+        self.by_channel = _by_channel(problem)
         self._pieces = [(piece, geometry(piece), _best_tile(piece, problem.dtype)) for piece in lower(problem)]
         taps = [piece.taps for piece, *_ in self._pieces]
         self.pack_key = f"steps of {'channels' if self.by_channel else 'taps'} {taps}"
-        # The tables depend on the input's strides, which seldom differ between calls: a few sets of them are kept.
-        self._taps = lru_cache(maxsize=4 * len(taps))(self._make_taps)
+        self._tables = Tables(problem, _order(problem))
 
     def pack(self, w: Any) -> Any:
         """Bring each piece's weight into ``(G, K, O)`` order, filled up with zeros."""
@@ -120,44 +118,34 @@ class TiledPlan(Plan):
 
     def run(self, x: Any, packed: Any, y: Any, bias: Any, residual: Any) -> None:
         dtype = self.problem.dtype
+        vector = _TILES[dtype][1]
+        strides = element_strides(x.strides, x.itemsize)
         for i, ((piece, numbers, tile), weight) in enumerate(zip(self._pieces, packed, strict=True)):
             target = piece.target_view(y)
             if not target.size:
                 continue
-            taps = self._taps(i, element_strides(x.strides, x.itemsize), runtime().device())
             params = record(
                 TILED,
                 x=view(x),
                 weight=runtime().address(weight),
-                taps=runtime().address(taps),
+                taps=self._tables.address(i, x),
                 y=view(target),
                 geometry=numbers,
                 epilogue=epilogue(self.problem, bias, None if residual is None else piece.target_view(residual)),
                 channels_fastest=channels_fastest(target),
             )
             threads = tile.channels * tile.positions // (tile.thread_channels * tile.thread_positions)
-            vector = _TILES[dtype][1] if self._vectorises(piece, x) else 1
-            runtime().launch(_spec(dtype, tile, vector), tile.blocks(piece), (threads, 1, 1), params)
+            first = runtime().address(x) // x.itemsize
+            whole = self.by_channel and adjacent_channels(piece, strides, first, vector) == vector
+            runtime().launch(_spec(dtype, tile, vector if whole else 1), tile.blocks(piece), (threads, 1, 1), params)
 
-    def _make_taps(self, index: int, strides: tuple[int, ...], device: int) -> Any:
-        """The table of one piece's products, on the current device, for an input of these strides in elements."""
-        piece = lower(self.problem)[index]
-        axes = np.indices((piece.in_channels, *piece.kernel), np.int64).reshape(
-            4, piece.in_channels, math.prod(piece.kernel)
-        )
-        channel, *tap = (axis.T.ravel() if self.by_channel else axis.ravel() for axis in axes)
-        table = np.zeros(piece.reduction, TAP)
-        table["at"] = np.stack(tap, axis=-1) * piece.dilation
-        table["offset"] = channel * strides[2] + table["at"] @ np.array(strides[3:])
-        return runtime().upload(table)
 
-    def _vectorises(self, piece: Correlation, x: Any) -> bool:
-        """Whether consecutive products are adjacent in memory, and whole aligned vectors of them."""
-        if not self.by_channel or x.strides[2] != x.itemsize:
-            return False
-        vector = _TILES[self.problem.dtype][1]
-        steps = (runtime().address(x), *x.strides[:2], *x.strides[3:])
-        return piece.in_channels % vector == 0 and not any(step % (vector * x.itemsize) for step in steps)
+def _by_channel(problem: ConvProblem) -> bool:
+    return problem.channels_last and problem.op != "weight_grad"
+
+
+def _order(problem: ConvProblem) -> Order:
+    return "channels of taps" if _by_channel(problem) else "taps of channels"
 
 
 def _packed_shape(piece: Correlation) -> tuple[int, int]:
@@ -177,17 +165,10 @@ class Tiled(GpuAlgorithm):
         for piece in lower(problem):
             if piece.out_channels > _MOST_BLOCKS_YZ * _FLAT.channels:
                 return f"more than {_MOST_BLOCKS_YZ * _FLAT.channels} output channels in a group"
-            axes = zip(piece.size, piece.kernel, piece.dilation, piece.count, piece.stride, piece.offset, strict=True)
-            reach = max(max(n, k * d + t * s + abs(low)) for n, k, d, t, s, low in axes)
-            if max(reach, piece.positions) > _MOST:
-                return f"an axis or an image of more than {_MOST} elements"
-        table = self.workspace_bytes(problem, LEAST_WORKSPACE)
-        if table > LEAST_WORKSPACE:
-            return f"the table of products takes {table} bytes, more than the smallest workspace ({LEAST_WORKSPACE})"
-        return None
+        return why_no_table(problem, _order(problem))
 
     def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:
-        return sum(piece.reduction for piece in lower(problem)) * TAP.itemsize
+        return table_bytes(problem, _order(problem))
 
     def cost(self, problem: ConvProblem, machine: Machine) -> float:
         seconds = 0.0

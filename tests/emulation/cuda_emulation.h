@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #define __global__
@@ -45,16 +46,25 @@ enum State { READY, AT_WARP, AT_BLOCK, DONE };
 constexpr unsigned WARP = 32;
 constexpr size_t STACK = 64 << 10;
 
+// An asynchronous copy that is under way.
+struct Copy {
+    void* to;
+    unsigned size, group;
+    char bytes[16];
+};
+
 // A fiber gets its stack by makecontext; from then on it is switched to and from by setjmp and longjmp, which unlike
 // swapcontext make no system call. It lives on from block to block.
 struct Fiber {
     bool started = false;
     jmp_buf point;
-    std::vector<char> stack = std::vector<char>(STACK);
+    std::unique_ptr<char[]> stack{new char[STACK]};  // not zeroed: pages that no call reaches take no memory
     dim3 index;
     State state;
     int line;
-    alignas(16) char slot[16];  // what it offers to its warp
+    alignas(16) char slot[24];  // what it offers to its warp
+    std::vector<Copy> copies;   // begun and not yet waited for
+    unsigned groups;            // of copies, committed so far
 };
 
 static std::vector<Fiber> fibers;
@@ -63,6 +73,10 @@ static jmp_buf scheduler;
 static void (*body)(const void*);
 static const void* body_params;
 static char message[256];
+
+static void fail(const char* what) {
+    if (!message[0]) snprintf(message, sizeof message, "thread %u: %s", running, what);
+}
 
 static unsigned lane() { return running % WARP; }
 
@@ -84,6 +98,18 @@ static T exchange(unsigned mask, T value, unsigned from, int line) {
     return value;
 }
 
+// Let all copies arrive that are not in the last `later` groups.
+static void complete(Fiber& f, unsigned later) {
+    std::vector<Copy> left;
+    for (const Copy& copy : f.copies) {
+        if (copy.group + later < f.groups)
+            memcpy(copy.to, copy.bytes, copy.size);
+        else
+            left.push_back(copy);
+    }
+    f.copies.swap(left);
+}
+
 static void enter() {
     for (;;) {
         body(body_params);
@@ -99,8 +125,8 @@ static void resume() {
     f.started = true;
     static ucontext_t start;
     getcontext(&start);
-    start.uc_stack.ss_sp = f.stack.data();
-    start.uc_stack.ss_size = f.stack.size();
+    start.uc_stack.ss_sp = f.stack.get();
+    start.uc_stack.ss_size = STACK;
     makecontext(&start, enter, 0);
     setcontext(&start);
 }
@@ -128,12 +154,33 @@ static void describe_deadlock() {
              names[fibers[other].state], fibers[other].line);
 }
 
+// Dynamic shared memory: what the host asked for, and a margin that must not change.
+constexpr size_t DYNAMIC = 228 << 10, MARGIN = 1 << 10;
+
+}  // namespace emulation
+
+alignas(128) static unsigned char dynamic_shared[emulation::DYNAMIC + emulation::MARGIN];
+
+namespace emulation {
+
+static size_t dynamic_bytes;
+
+static bool margin_kept() {
+    for (size_t i = 0; i < MARGIN; ++i)
+        if (dynamic_shared[dynamic_bytes + i] != 0x5a) return false;
+    return true;
+}
+
 static bool run_block() {
+    memset(dynamic_shared, 0xff, dynamic_bytes);
+    memset(dynamic_shared + dynamic_bytes, 0x5a, MARGIN);
     if (__start_emulated_shared) memset(__start_emulated_shared, 0xff, __stop_emulated_shared - __start_emulated_shared);
     for (unsigned i = 0; i < active; ++i) {
         Fiber& f = fibers[i];
         f.state = READY;
         f.line = 0;
+        f.copies.clear();
+        f.groups = 0;
         f.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
     }
     for (bool backwards = false; !all_done(); backwards = !backwards) {
@@ -152,12 +199,16 @@ static bool run_block() {
             return false;
         }
     }
-    return true;
+    if (!margin_kept()) fail("wrote beyond the dynamic shared memory that the host asked for");
+    for (running = 0; running < active; ++running)
+        if (!fibers[running].copies.empty()) fail("ended before its asynchronous copies did");
+    return !message[0];
 }
 
 // Run a kernel whose only parameter is a struct; null, or what went wrong.
 template <class Params>
-static const char* launch(void (*kernel)(Params), const unsigned* grid, const unsigned* block, const void* params, size_t size) {
+static const char* launch(void (*kernel)(Params), const unsigned* grid, const unsigned* block, size_t shared,
+                          const void* params, size_t size) {
     static void (*entry)(Params);
     entry = kernel;
     message[0] = 0;
@@ -165,6 +216,11 @@ static const char* launch(void (*kernel)(Params), const unsigned* grid, const un
         snprintf(message, sizeof message, "the host sends %zu bytes of parameters, the kernel takes %zu", size, sizeof(Params));
         return message;
     }
+    if (shared > DYNAMIC) {
+        snprintf(message, sizeof message, "the host asks for %zu bytes of shared memory, no device has more than %zu", shared, DYNAMIC);
+        return message;
+    }
+    dynamic_bytes = shared;
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};
     active = block[0] * block[1] * block[2];

@@ -21,7 +21,7 @@ import numpy as np
 from fastconv.gpu.runtime import Dim, KernelSpec
 from fastconv.gpu.source import entries, program
 
-HEADER = Path(__file__).with_name("cuda_emulation.h")
+HEADERS = [Path(__file__).with_name(name) for name in ("cuda_emulation.h", "warp_operations.h")]
 
 
 def compiler() -> str | None:
@@ -41,6 +41,9 @@ class EmulatedRuntime:
     def device(self) -> int:
         return 0
 
+    def capability(self) -> int:
+        return 90
+
     def address(self, array: Any) -> int:
         return int(array.__array_interface__["data"][0])
 
@@ -55,19 +58,24 @@ class EmulatedRuntime:
 
     def launch(self, spec: KernelSpec, grid: Dim, block: Dim, params: np.ndarray[Any, Any]) -> None:
         self.launched.add(spec)
-        self._run(self._library(spec), spec.entry, grid, block, params)
+        self._run(self._library(spec), spec.entry, grid, block, spec.shared_bytes, params)
 
     def launch_text(
-        self, text: str, entry: str, grid: Dim, block: Dim, params: np.ndarray[Any, Any], options: tuple[str, ...] = ()
-    ) -> None:
+        self, text: str, entry: str, grid: Dim, block: Dim, params: np.ndarray[Any, Any], options: tuple[str, ...] = (),
+        shared_bytes: int = 0,
+    ) -> None:  # fmt: skip
         """Run a kernel of a program that is no file of the package."""
-        self._run(self._load(text, (entry,), ("-std=c++17", *options)), entry, grid, block, params)
+        self._run(self._load(text, (entry,), ("-std=c++17", *options)), entry, grid, block, shared_bytes, params)
 
-    def _run(self, library: ctypes.CDLL, entry: str, grid: Dim, block: Dim, params: np.ndarray[Any, Any]) -> None:
+    def _run(
+        self, library: ctypes.CDLL, entry: str, grid: Dim, block: Dim, shared: int, params: np.ndarray[Any, Any]
+    ) -> None:
         launch = getattr(library, f"launch_{entry}")
         launch.restype = ctypes.c_char_p
         dims = ((ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block))
-        failure = launch(*dims, ctypes.c_void_p(params.ctypes.data), ctypes.c_size_t(params.nbytes))
+        failure = launch(
+            *dims, ctypes.c_size_t(shared), ctypes.c_void_p(params.ctypes.data), ctypes.c_size_t(params.nbytes)
+        )
         if failure:
             raise RuntimeError(f"{entry}: {failure.decode()}")
 
@@ -76,11 +84,13 @@ class EmulatedRuntime:
 
     def _load(self, text: str, names: tuple[str, ...], options: tuple[str, ...]) -> ctypes.CDLL:
         launchers = "\n".join(
-            f'extern "C" const char* launch_{name}(const unsigned* grid, const unsigned* block, const void* params, '
-            f"size_t size) {{ return emulation::launch({name}, grid, block, params, size); }}"
+            f'extern "C" const char* launch_{name}(const unsigned* grid, const unsigned* block, size_t shared, '
+            "const void* params, size_t size) "
+            f"{{ return emulation::launch({name}, grid, block, shared, params, size); }}"
             for name in names
         )
-        source = f'{HEADER.read_text()}\n#line 1 "kernel"\n{text}\n{launchers}\n'
+        header = "\n".join(path.read_text() for path in HEADERS)
+        source = f'{header}\n#line 1 "kernel"\n{text}\n{launchers}\n'
         key = hashlib.sha256("\0".join((source, *options)).encode()).hexdigest()[:24]
         if key not in self._libraries:
             self._libraries[key] = ctypes.CDLL(str(_build(source, key, options)))

@@ -1,0 +1,264 @@
+// Implicit GEMM on tensor cores: y[p, o] = sum over k of x[p, k] * w[o, k], where p counts target positions through all
+// images and k the products of one sum, channel by channel of each tap. The matrix x is never made: its tiles are
+// gathered from the input into shared memory.
+//
+// A block computes TILE_POSITIONS x TILE_CHANNELS outputs of one group in steps of 64 bytes of k. Its shared memory is a
+// ring of STAGES steps: while the cores work on one, the copies of STAGES - 1 later ones are under way. Both tiles have k
+// along their rows. An input whose channels lie together is copied as it is; of any other, neighbouring threads read
+// neighbouring positions, so that is where it is transposed.
+//
+// Where the outputs alone are too few blocks to fill a GPU, several share a tile, each with a part of the sum: their
+// results go to memory and are added in order by `add_splits` (cuda/splits.cu).
+#include "epilogue.cuh"
+#include "gather.cuh"
+#include "operands.cuh"
+
+struct ImplicitGemm {
+    View<const STORAGE> x;
+    const STORAGE* weight;  // (G, O, K rounded up to whole steps), filled up with zeros
+    const Tap* taps;  // of channel 0
+    Divisor channels;
+    View<RESULT> y;
+    Geometry geometry;
+    Epilogue epilogue;
+    long long channels_fastest;  // neighbouring threads write neighbouring channels, not positions
+    long long images_fastest;    // neighbouring positions are those of neighbouring images
+    long long splits;
+    ACCUMULATOR* partial;  // (splits, G, positions, O); null where one block has the whole sum
+};
+
+constexpr int WARP_ROWS = TILE_POSITIONS / WARP_POSITIONS, WARP_COLUMNS = TILE_CHANNELS / WARP_CHANNELS;
+constexpr int THREADS = 32 * WARP_ROWS * WARP_COLUMNS;
+constexpr int CHUNK = CHUNK_BYTES / sizeof(STORAGE), DEPTH = ROW_CHUNKS * CHUNK;
+constexpr int STAGE_BYTES = (TILE_POSITIONS + TILE_CHANNELS) * ROW_BYTES;
+
+// RUN consecutive k are consecutive channels of one tap, VECTOR of them adjacent in memory and aligned.
+static_assert(CHUNK % RUN == 0 && RUN % VECTOR == 0, "chunks are made of runs, runs of vectors");
+constexpr int VECTOR_BYTES = VECTOR * sizeof(STORAGE);
+constexpr bool ASYNCHRONOUS = VECTOR_BYTES >= 4;  // the narrowest asynchronous copy
+
+// -- copies into a stage ---------------------------------------------------------------------------------------------
+
+// Chunk `unit` of the tile of x. A warp copies whole rows where these lie together in memory, else a column of chunks.
+__device__ inline int row_of(int unit) { return VECTOR > 1 ? unit / ROW_CHUNKS : unit % TILE_POSITIONS; }
+__device__ inline int chunk_of(int unit) { return VECTOR > 1 ? unit % ROW_CHUNKS : unit / TILE_POSITIONS; }
+
+constexpr int X_COPIES = TILE_POSITIONS * ROW_CHUNKS / THREADS, W_COPIES = TILE_CHANNELS * ROW_CHUNKS / THREADS;
+constexpr int SOURCES = VECTOR > 1 ? X_COPIES : 1;  // rows that a thread copies from
+static_assert(TILE_POSITIONS * ROW_CHUNKS % THREADS == 0 && TILE_CHANNELS * ROW_CHUNKS % THREADS == 0, "even shares");
+static_assert(VECTOR > 1 || THREADS % TILE_POSITIONS == 0, "a thread copies a column of chunks of one row");
+
+// What a thread carries of the next stage where there are no asynchronous copies of so few bytes.
+struct Carried {
+    Vector<STORAGE, CHUNK> chunk[ASYNCHRONOUS ? 1 : X_COPIES];
+};
+
+__device__ inline void copy_x(const ImplicitGemm& p, const Source (&source)[SOURCES], int k, int reduction,
+                              unsigned char* stage, Carried& carried) {
+#pragma unroll
+    for (int i = 0; i < X_COPIES; ++i) {
+        const int unit = threadIdx.x + i * THREADS, chunk = chunk_of(unit);
+        unsigned char* to = stage + swizzled(row_of(unit), chunk);
+#pragma unroll
+        for (int run = 0; run < CHUNK; run += RUN) {
+            const int product = k + chunk * CHUNK + run, at = quotient(product, p.channels);
+            const long long channel = product - at * p.channels.value;
+            const bool real = product < reduction;
+            const Tap tap = p.taps[real ? at : 0];
+            const Source& here = source[i % SOURCES];
+            const bool there = real && inside(p.geometry, here, tap);
+            const STORAGE* from = here.data + tap.offset + channel * p.x.stride[2];
+#pragma unroll
+            for (int v = 0; v < RUN; v += VECTOR, from += VECTOR * p.x.stride[2]) {
+                if constexpr (ASYNCHRONOUS)
+                    copy_async<VECTOR_BYTES>(to + (run + v) * sizeof(STORAGE), from, there);
+                else
+                    carried.chunk[i].lane[run + v] = there ? *from : STORAGE{};
+            }
+        }
+    }
+}
+
+__device__ inline void deposit(const Carried& carried, unsigned char* stage) {
+    if constexpr (!ASYNCHRONOUS)
+#pragma unroll
+        for (int i = 0; i < X_COPIES; ++i) {
+            const int unit = threadIdx.x + i * THREADS;
+            *reinterpret_cast<Vector<STORAGE, CHUNK>*>(stage + swizzled(row_of(unit), chunk_of(unit))) =
+                carried.chunk[i];
+        }
+}
+
+// `weight` points at product k of the block's first channel; `channels` are left from there on.
+__device__ inline void copy_w(const STORAGE* weight, int depth, long long channels, unsigned char* stage) {
+#pragma unroll
+    for (int i = 0; i < W_COPIES; ++i) {
+        const int unit = threadIdx.x + i * THREADS, row = unit / ROW_CHUNKS, chunk = unit % ROW_CHUNKS;
+        const bool there = row < channels;
+        copy_async<CHUNK_BYTES>(stage + TILE_POSITIONS * ROW_BYTES + swizzled(row, chunk),
+                                weight + (there ? (long long)row * depth : 0) + chunk * CHUNK, there);
+    }
+}
+
+// -- products of a stage ---------------------------------------------------------------------------------------------
+
+constexpr int ROWS = WARP_POSITIONS / 16, COLUMNS = WARP_CHANNELS / 8;  // products of a warp
+using Sums = ACCUMULATOR[ROWS][COLUMNS][4];
+
+// The warp's first row and column in the block's tile.
+__device__ inline int warp_row() { return threadIdx.x / 32 / WARP_COLUMNS * WARP_POSITIONS; }
+__device__ inline int warp_column() { return threadIdx.x / 32 % WARP_COLUMNS * WARP_CHANNELS; }
+
+__device__ inline void compute(const unsigned char* stage, Sums& sums) {
+    const unsigned char* x = stage;
+    const unsigned char* w = stage + TILE_POSITIONS * ROW_BYTES;
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int chunk = 0; chunk < ROW_CHUNKS; chunk += 2) {
+        FragmentA a[ROWS];
+        FragmentB b[COLUMNS];
+#pragma unroll
+        for (int i = 0; i < ROWS; ++i) {
+            load_matrices(a[i].part[0], x + swizzled(warp_row() + i * 16 + lane % 16, chunk + lane / 16));
+            refine(a[i], STORAGE{});
+        }
+#pragma unroll
+        for (int j = 0; j < COLUMNS; j += 2) {
+            unsigned int both[4];  // of columns j and j + 1
+            load_matrices(both, w + swizzled(warp_column() + (j + lane / 16) * 8 + lane % 8, chunk + lane / 8 % 2));
+#pragma unroll
+            for (int i = 0; i < 4; ++i) b[j + i / 2].part[0][i % 2] = both[i];
+            refine(b[j], STORAGE{});
+            refine(b[j + 1], STORAGE{});
+        }
+#pragma unroll
+        for (int i = 0; i < ROWS; ++i)
+#pragma unroll
+            for (int j = 0; j < COLUMNS; ++j) multiply(sums[i][j], a[i], b[j], STORAGE{});
+    }
+}
+
+// -- results ---------------------------------------------------------------------------------------------------------
+
+// The outputs pass through the memory of the stages in bands, 16 rows of every warp, so that neighbouring threads write
+// neighbouring elements. 8 columns more put a quarter warp's pairs, 4 of each of two rows, into different banks.
+constexpr int BAND = WARP_ROWS * 16;
+
+struct Results {
+    ACCUMULATOR band[BAND][TILE_CHANNELS + 8];
+    long long y_at[BAND], residual_at[BAND];  // what channel 0 of each row writes and adds
+};
+
+// The row of the tile that row `row` of band `band` is.
+__device__ inline int tile_row(int band, int row) { return row / 16 * WARP_POSITIONS + band * 16 + row % 16; }
+
+struct Block {
+    long long first, left;  // the first position, and how many there are from there on
+    int channel;            // the first
+    int group, split;
+};
+
+__device__ inline void write_band(const ImplicitGemm& p, const Block& block, int band, const Results& results) {
+    const Geometry& q = p.geometry;
+    for (int i = threadIdx.x; i < BAND * TILE_CHANNELS; i += THREADS) {
+        const int row = p.channels_fastest ? i / TILE_CHANNELS : i % BAND;
+        const int column = p.channels_fastest ? i % TILE_CHANNELS : i / BAND;
+        const long long o = block.channel + column;
+        const int position = tile_row(band, row);
+        if (position >= block.left || o >= q.out_channels) continue;
+        const ACCUMULATOR sum = results.band[row][column];
+        if (p.partial) {
+            const long long positions = block.first + block.left, slice = block.split * q.groups + block.group;
+            p.partial[(slice * positions + block.first + position) * q.out_channels + o] = sum;
+        } else {
+            finish(p.epilogue, sum, block.group * q.out_channels + o,
+                   results.residual_at[row] + o * p.epilogue.residual.stride[2],
+                   p.y.data[results.y_at[row] + o * p.y.stride[2]]);
+        }
+    }
+}
+
+__device__ inline void write_results(const ImplicitGemm& p, const Block& block, const Sums& sums, Results& results) {
+    const Geometry& q = p.geometry;
+    const int lane = threadIdx.x % 32;
+#pragma unroll 1  // the epilogue is long
+    for (int band = 0; band < ROWS; ++band) {
+        const int row = warp_row() / WARP_POSITIONS * 16 + lane / 4, column = warp_column() + lane % 4 * 2;
+#pragma unroll
+        for (int its = 0; its < ROWS; ++its)  // registers have no index
+#pragma unroll
+            for (int j = 0; j < COLUMNS; ++j)
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    if (its == band) results.band[row + i / 2 * 8][column + j * 8 + i % 2] = sums[its][j][i];
+        if (threadIdx.x < BAND) {
+            const Position t = position_of(q, block.first, tile_row(band, threadIdx.x), p.images_fastest);
+            results.y_at[threadIdx.x] = p.y.offset(t.n, block.group, 0, t.d, t.h, t.w);
+            results.residual_at[threadIdx.x] = p.epilogue.residual.offset(t.n, block.group, 0, t.d, t.h, t.w);
+        }
+        __syncthreads();
+        write_band(p, block, band, results);
+        __syncthreads();
+    }
+}
+
+// Channels are counted fastest, so that blocks which read the same input run at the same time.
+__device__ inline Block this_block(const ImplicitGemm& p) {
+    const Geometry& q = p.geometry;
+    const unsigned int across = (unsigned int)((q.out_channels + TILE_CHANNELS - 1) / TILE_CHANNELS);
+    Block block;
+    block.first = (long long)(blockIdx.x / across) * TILE_POSITIONS;
+    block.left = q.batch * q.count[0] * q.count[1] * q.count[2] - block.first;
+    block.channel = blockIdx.x % across * TILE_CHANNELS;
+    block.group = blockIdx.z;
+    block.split = blockIdx.y;
+    return block;
+}
+
+// Turing has too little shared memory for more than one block, and needs more registers.
+#if defined(__CUDACC__) && __CUDA_ARCH__ < 800
+constexpr int RESIDENT_BLOCKS = 1;
+#else
+constexpr int RESIDENT_BLOCKS = BLOCKS_PER_SM;
+#endif
+
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS) implicit_gemm(const ImplicitGemm p) {
+    const Geometry& q = p.geometry;
+    const Block block = this_block(p);
+    const int reduction = (int)(q.in_channels * q.kernel[0] * q.kernel[1] * q.kernel[2]);
+    const int steps = (reduction + DEPTH - 1) / DEPTH, depth = steps * DEPTH;
+    const int first = (int)((long long)steps * block.split / p.splits);
+    const int end = (int)((long long)steps * (block.split + 1) / p.splits);
+    const long long channels = q.out_channels - block.channel;
+    const STORAGE* weight = p.weight + (block.group * q.out_channels + block.channel) * depth;
+
+    Source source[SOURCES];
+#pragma unroll
+    for (int i = 0; i < SOURCES; ++i) {
+        const Position t = position_of(q, block.first, row_of(threadIdx.x + i * THREADS), p.images_fastest);
+        source[i] = source_of(p.x, q, t, block.group);
+    }
+
+    Sums sums{};
+    // The first rounds only fill the ring. Empty groups are committed, too, because what is waited for is counted in them.
+    for (int step = first - (STAGES - 1), slot = 0; step < end; ++step) {
+        if (step >= first) {
+            wait_for_copies<STAGES - 2>();
+            __syncthreads();  // this step is there, and no warp reads any more what the next copies overwrite
+        }
+        const int later = step + STAGES - 1, next = slot;
+        unsigned char* to = dynamic_shared + next * STAGE_BYTES;
+        Carried carried;
+        if (later < end) {
+            copy_x(p, source, later * DEPTH, reduction, to, carried);
+            copy_w(weight + later * DEPTH, depth, channels, to);
+        }
+        commit_copies();
+        slot = next + 1 == STAGES ? 0 : next + 1;  // the oldest one
+        if (step >= first) compute(dynamic_shared + slot * STAGE_BYTES, sums);
+        if (later < end) deposit(carried, to);
+    }
+    wait_for_copies<0>();
+    __syncthreads();
+    write_results(p, block, sums, *reinterpret_cast<Results*>(dynamic_shared));
+}

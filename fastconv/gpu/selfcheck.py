@@ -1,0 +1,77 @@
+"""The first use of a kernel in a process, on each device: is it right there?
+
+What a tensor core does is read from a manual, and drivers and compilers change. So before such a kernel computes
+anything for a user it computes a small problem, which ``direct``, plain arithmetic, computes as well. One that
+disagrees is not used again: a warning names it, ``explain`` says so, and its work goes to ``direct``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastconv.arrays import named_dtype
+from fastconv.gpu.direct import run_piece
+from fastconv.gpu.runtime import KernelSpec, Runtime, runtime
+from fastconv.lowering import Views, lower
+from fastconv.problem import ConvProblem
+from fastconv.registry import Algorithm
+from fastconv.sampling import random_values
+
+_verdicts: dict[tuple[Runtime, int, KernelSpec], bool] = {}
+
+
+def failed(spec: KernelSpec) -> bool:
+    """Whether a kernel was found wrong on the current device."""
+    return not _verdicts.get((runtime(), runtime().device(), spec), True)
+
+
+def is_right(spec: KernelSpec, problem: ConvProblem, algorithm: Algorithm, run: Callable[..., None]) -> bool:
+    """Whether `run` computes `problem`, by one launch of the kernel `spec`, as well as `algorithm` promises.
+
+    Parameters
+    ----------
+    spec : KernelSpec
+        What is judged, once on each device.
+    problem : ConvProblem
+        A small forward convolution without epilogue.
+    algorithm : Algorithm
+        Its tolerance is what is promised.
+    run : callable
+        Takes six-axis views of x, w and y.
+    """
+    key = runtime(), runtime().device(), spec
+    if key not in _verdicts:
+        _verdicts[key] = agrees = _agrees(problem, algorithm.tolerance(problem), run)
+        if not agrees:
+            values = " ".join(f"{name}={value}" for name, value in spec.defines)
+            warnings.warn(
+                f"the GPU kernel {spec.entry} ({values}) computed a small convolution otherwise than direct does; it "
+                "is not used any more in this process",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return _verdicts[key]
+
+
+def _agrees(problem: ConvProblem, promised: float, run: Callable[..., None]) -> bool:
+    xp, views = runtime().xp, Views(problem)
+    (piece,) = lower(problem)
+    rng = np.random.default_rng(1)
+    a, b = (xp.asarray(random_values(shape, problem.dtype, rng)) for shape in problem.operand_shapes)
+    x, w = views.source(a), views.weight(b)
+
+    def result(compute: Callable[..., None], *operands: Any) -> Any:
+        out = xp.zeros(problem.result_shape, named_dtype(problem.result_dtype))
+        compute(*operands, views.result(out))
+        return out.astype(np.float64)
+
+    def direct(*operands: Any) -> None:
+        run_piece(problem, piece, *operands)
+
+    difference = abs(result(run, x, w) - result(direct, x, w))
+    # Both are at most as far from the truth as they promise, in units of the sum of the sizes of all products.
+    return bool((difference <= 2 * promised * result(direct, abs(x), abs(w))).all())

@@ -9,7 +9,7 @@ A ``*`` marks the survey: layers that between them show each kind of convolution
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastconv.problem import ConvProblem
@@ -158,7 +158,10 @@ r2plus1d     2_spatial    64>144     8x56x56     k1x3x3 p0x1x1 *
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution layer of a network; ``size`` is that of its input, channels are those of its input and output."""
+    """One convolution layer of a network; ``size`` is that of its input, channels are those of its input and output.
+
+    ``op`` is ``"forward"``, or which of the layer's gradients is meant: ``"input_grad"`` or ``"weight_grad"``.
+    """
 
     network: str
     name: str
@@ -173,6 +176,7 @@ class Layer:
     groups: int
     transposed: bool
     batch: int = 1
+    op: str = "forward"
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -197,12 +201,15 @@ class Layer:
         return getattr(module, f"conv{'_transpose' * self.transposed}{self.ndim}d")
 
     def problem(self, dtype: str = "float32") -> ConvProblem:
-        """This layer as a problem."""
+        """This layer, or the gradient that is meant, as a problem."""
         make = ConvProblem.transposed if self.transposed else ConvProblem.forward
-        return make(self.ndim, self.x_shape, self.w_shape, dtype=dtype, **self.options)
+        layer = make(self.ndim, self.x_shape, self.w_shape, dtype=dtype, **self.options)
+        if self.op == "input_grad":
+            return replace(layer, op="forward" if self.transposed else "input_grad")
+        return replace(layer, op="weight_grad") if self.op == "weight_grad" else layer
 
     def __str__(self) -> str:
-        return f"{self.network} {self.name}"
+        return f"{self.network} {self.name}" + (f" {self.op}" if self.op != "forward" else "")
 
 
 def read_layer(line: str) -> Layer:

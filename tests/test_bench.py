@@ -1,6 +1,8 @@
 """What ``bench`` races: the survey is what it says, and every engine computes the layers it takes."""
 
+import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,7 +53,8 @@ def test_engines_compute_what_they_take(engine):
                 pytest.skip(f"{module} is not installed")
     racer, computed = Racer(engine, "cpu", 1), 0
     try:
-        for kind, one in SMALL.items():
+        for (kind, layer), op in itertools.product(SMALL.items(), ("forward", "input_grad", "weight_grad")):
+            one = replace(layer, op=op)
             for dtype in ("float32", "float64"):
                 try:
                     _, result = racer.ask("load", one, dtype)
@@ -59,7 +62,7 @@ def test_engines_compute_what_they_take(engine):
                     continue  # declined
                 expected = reference(one.problem(dtype), *layer_operands(one, dtype))
                 allowed = 50 * UNIT_ROUNDOFF[dtype] * np.abs(expected).max()
-                np.testing.assert_allclose(result, expected, rtol=0, atol=allowed, err_msg=f"{kind}, {dtype}")
+                np.testing.assert_allclose(result, expected, rtol=0, atol=allowed, err_msg=f"{kind}, {op}, {dtype}")
                 assert min(racer.ask("turn")) > 0
                 computed += 1
     finally:

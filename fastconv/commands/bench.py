@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from fastconv.commands.console import CommandError, installed, positive_int, pro
 from fastconv.commands.engines import ENGINES, PEERS
 from fastconv.commands.race import EngineError, Racer, race
 from fastconv.networks import LAYERS, NETWORKS, SURVEY, Layer
+from fastconv.problem import OPS
 
 HELP = "time layers of real networks on CPU and GPU, beside other libraries"
 
@@ -26,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network", nargs="+", default=["alexnet"], metavar="NAME", help=names)
     parser.add_argument("--device", choices=("cpu", "gpu", "both"), default="both", help="(default: both)")
     parser.add_argument("--dtype", nargs="+", choices=_DTYPES, default=["float32"], help="(default: float32)")
+    parser.add_argument(
+        "--op", nargs="+", choices=OPS, default=["forward"], help="the layers or their gradients (default: forward)"
+    )
     parser.add_argument(
         "--batch", type=positive_int, metavar="N", help="batch size (default: that of the layer table, 1)"
     )
@@ -64,13 +69,14 @@ def run(args: argparse.Namespace) -> int:
     machines += [("gpu", all_threads[-1])] if args.device != "cpu" and not no_gpu else []
     runs: list[Run] = []
     versions: dict[str, str] = {}
-    for dtype in args.dtype:
+    for op, dtype in itertools.product(args.op, args.dtype):
+        meant = [replace(layer, op=op) for layer in layers]
         for device, threads in machines:
             engines = [e for e in ENGINES if device in ENGINES[e].devices and (e.startswith("fastconv") or e in peers)]
             if device == "cpu" and args.roofline:
                 engines += [f"fastconv:{algorithm.name}" for algorithm in registry.algorithms("cpu")]
             try:
-                runs.append(_measure(layers, engines, device, dtype, threads, args.seconds, versions))
+                runs.append(_measure(meant, engines, device, dtype, threads, args.seconds, versions))
             except EngineError as error:
                 print(f"fastconv bench: {error}", file=sys.stderr)
                 return 1

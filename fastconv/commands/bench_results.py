@@ -75,7 +75,8 @@ class Run:
 
     def __str__(self) -> str:
         threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.device == "cpu" else ""
-        return f"{self.device}, {self.dtype}{threads}"
+        op = "" if self.rows[0].layer.op == "forward" else f", {self.rows[0].layer.op}"
+        return f"{self.device}, {self.dtype}{threads}{op}"
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,10 @@ def contests(run: Run) -> list[Contest]:
     torch = (PyTorch.name, PyTorchChannelsLast.name)
     timed = {e.engine for row in run.rows for e in row.peers if e.seconds}
     rivals = [e.engine for e in run.rows[0].peers if e.engine in timed and e.engine != "scipy"]
+    op = run.rows[0].layer.op
+    against = "function against torch.nn.functional" if op == "forward" else f"{op} against PyTorch's"
     asked: list[tuple[str, float, Callable[[Row], float | None]]] = [
-        ("function against torch.nn.functional", 1.0, lambda row: quotient(row.best(torch), row.best([own]))),
+        (against, 1.0, lambda row: quotient(row.best(torch), row.best([own]))),
         (f"prepared against the best of {', '.join(rivals)}", 1.0,
          lambda row: quotient(row.best(rivals), row.best([prepared]))),
         ("NHWC against NCHW", 0.9, lambda row: quotient(row.best([prepared]), row.best([last]))),

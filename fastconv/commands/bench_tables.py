@@ -65,8 +65,9 @@ def print_cpu_against_gpu(on_cpu: Run, on_gpu: Run) -> None:
 
 def _line(row: Row, run: Run) -> list[str]:
     own, prepared = row.entry(Functional.name), row.entry(Prepared.name)
-    algorithm = own.algorithm if own.algorithm == prepared.algorithm else f"{own.algorithm}, {prepared.algorithm}"
-    rate = row.gflop / prepared.seconds if prepared.seconds else None
+    algorithm = ", ".join(dict.fromkeys(e.algorithm for e in (own, prepared) if e.algorithm))
+    seconds = prepared.seconds or own.seconds  # gradients have no prepared form
+    rate = row.gflop / seconds if seconds else None
     cells = [str(row.layer), f"{row.gflop:.3g}", algorithm]
     cells += [_ms(entry) for entry in (own, prepared, row.entry(PreparedChannelsLast.name))]
     cells += [f"{rate:.1f}" if rate else "", f"{rate * 1e9 / run.ceilings.flops:.0%}" if rate and run.ceilings else ""]

@@ -18,7 +18,7 @@ from fastconv import dispatch, registry
 from fastconv.arrays import named_dtype
 from fastconv.commands.info import versions
 from fastconv.networks import Layer
-from fastconv.problem import ConvProblem
+from fastconv.problem import OPS, ConvProblem
 
 Array = np.ndarray[Any, Any]
 
@@ -40,6 +40,8 @@ class Engine(ABC):
     devices: ClassVar[tuple[str, ...]]
     #: The form of fastconv this engine is comparable with: one that packs weights beforehand with the prepared one.
     rival: ClassVar[str] = "fastconv"
+    #: What it computes of a layer: its result, its gradients.
+    ops: ClassVar[tuple[str, ...]] = ("forward",)
 
     def __init__(self, device: str, threads: int) -> None:
         self.device = device
@@ -48,6 +50,8 @@ class Engine(ABC):
     @abstractmethod
     def prepare(self, layer: Layer, dtype: str, x: Array, w: Array) -> Callable[[], Any]:
         """Bring the arrays where they are computed with, and return the call to time.
+
+        The arrays are those that the layer's problem reads: of a gradient, other ones than input and weight.
 
         Raises
         ------
@@ -75,6 +79,7 @@ class Functional(Engine):
     name = "fastconv"
     modules = ("fastconv",)
     devices = ("cpu", "gpu")
+    ops: ClassVar[tuple[str, ...]] = OPS
     prepared: ClassVar[bool] = False
 
     def __init__(self, device: str, threads: int) -> None:
@@ -83,6 +88,9 @@ class Functional(Engine):
 
     def prepare(self, layer: Layer, dtype: str, x: Array, w: Array) -> Callable[[], Any]:
         function, (x, w) = layer.function(fastconv), self._bring(x, w)
+        if layer.op != "forward":
+            problem = layer.problem(dtype)
+            return lambda: fastconv.execute(problem, x, w, device=self.device)
         return lambda: function(x, w, device=self.device, **layer.options)
 
     def fetch(self, result: Any) -> Array:
@@ -110,6 +118,7 @@ class Prepared(Functional):
     """``fastconv.Conv2d`` and its twins: weights bound beforehand."""
 
     name = "fastconv prepared"
+    ops = ("forward",)
     prepared = True
 
     def prepare(self, layer: Layer, dtype: str, x: Array, w: Array) -> Callable[[], Any]:
@@ -171,6 +180,7 @@ class PyTorch(Engine):
     modules = ("torch",)
     extra = "torch"
     devices: ClassVar[tuple[str, ...]] = ("cpu", "gpu")
+    ops = OPS
 
     def __init__(self, device: str, threads: int) -> None:
         import torch
@@ -189,6 +199,8 @@ class PyTorch(Engine):
         function = layer.function(F)
         place: dict[str, Any] = {"device": "cuda" if self.device == "gpu" else "cpu", "dtype": getattr(torch, dtype)}
         xs, ws = (torch.from_numpy(v.astype(np.float64)).to(**place, **self._format(layer)) for v in (x, w))
+        if layer.op != "forward":
+            return _torch_gradient(layer, xs, ws)
         return lambda: function(xs, ws, **layer.options)
 
     def fetch(self, result: Any) -> Array:
@@ -197,6 +209,22 @@ class PyTorch(Engine):
 
     def _format(self, layer: Layer) -> dict[str, Any]:
         return {}
+
+
+def _torch_gradient(layer: Layer, a: Any, b: Any) -> Callable[[], Any]:
+    """The call of PyTorch's backward pass for the gradient that is meant, from the arrays that its problem reads."""
+    import torch
+
+    to_input = layer.op == "input_grad"
+    if to_input:
+        gradient, weight, data = a, b, a.new_empty(layer.x_shape)
+    else:
+        data, gradient = (b, a) if layer.transposed else (a, b)
+        weight = a.new_empty(layer.w_shape)
+    geometry = layer.stride, layer.padding, layer.dilation, layer.transposed, (0,) * layer.ndim, layer.groups
+    wanted = to_input, not to_input, False
+    backward = torch.ops.aten.convolution_backward
+    return lambda: backward(gradient, data, weight, None, *geometry, wanted)[0 if to_input else 1]
 
 
 class PyTorchChannelsLast(PyTorch):
@@ -373,9 +401,9 @@ def start(name: str, device: str, threads: int) -> Engine:
 
 
 def layer_operands(layer: Layer, dtype: str) -> tuple[Array, Array]:
-    """The input and weight of a layer, the same in every process; the weight keeps results near unit size."""
+    """The arrays a layer's problem reads, the same in every process; a weight keeps results near unit size."""
     rng = np.random.default_rng(0)
     w_scale = (np.prod(layer.kernel) * layer.in_channels / layer.groups) ** -0.5
-    x, w = (rng.standard_normal(shape, np.float32) for shape in (layer.x_shape, layer.w_shape))
+    x, w = (rng.standard_normal(shape, np.float32) for shape in layer.problem().operand_shapes)
     w *= np.float32(w_scale)
     return x.astype(named_dtype(dtype), copy=False), w.astype(named_dtype(dtype), copy=False)

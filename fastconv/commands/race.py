@@ -173,8 +173,10 @@ class _Server:
 
     def load(self, layer: Layer, dtype: str) -> tuple[str, Any]:
         """Prepare a layer and run it once; the algorithm's name and the result."""
-        from fastconv.commands.engines import layer_operands
+        from fastconv.commands.engines import Declined, layer_operands
 
+        if layer.op not in self._engine.ops:
+            raise Declined(f"it has no {layer.op}")
         x, w = layer_operands(layer, dtype)
         copies = 1 if self._device == "cpu" else _copies(x.nbytes + w.nbytes)
         calls = [self._engine.prepare(layer, dtype, x, w) for _ in range(copies)]

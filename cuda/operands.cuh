@@ -39,7 +39,7 @@ __device__ inline void refine(Fragment<REGISTERS>& f, float32) {
     for (int i = 0; i < REGISTERS; ++i) {
         const float v = float_of(f.part[0][i]), high = tf32_of(v);
         if constexpr (SPLIT) {
-            f.part[0][i] = is_finite(v) ? bits_of(high) : bits_of(1) | bits_of(v) & 0x80000000;
+            f.part[0][i] = is_finite(v) ? bits_of(high) : bits_of(1) | (bits_of(v) & 0x80000000);
             f.part[1][i] = is_finite(v) ? bits_of(tf32_of(v - high)) : bits_of(v);
         } else {
             f.part[0][i] = bits_of(high);

@@ -166,12 +166,14 @@ class Gather:
 def _gathers(operands: Operands) -> dict[Gather, tuple[Tile, ...]]:
     """Every way to read x, from the fastest on, and the tiles that it is compiled for."""
     chunk, word = operands.chunk, 4 // operands.itemsize
-    large = (_LARGE_FLOAT32 if operands.dtype == "float32" else _LARGE, _TALL, _SMALL)
+    small, large = (_TALL, _SMALL), (_LARGE_FLOAT32 if operands.dtype == "float32" else _LARGE, _TALL, _SMALL)
+    # Two parts of each operand, or an address for every byte, leave no registers for larger tiles.
+    crowded, bytewise = operands.split, operands.itemsize == 1
     return {
-        Gather(chunk, chunk): large if operands.split else (_WIDE, *large),
-        Gather(word, word): (_TALL, _SMALL),  # where a word is one element, this is the last one
-        Gather(chunk, 1): large,
-        Gather(1, 1): (_TALL, _SMALL),
+        Gather(chunk, chunk): small if crowded else (_WIDE, *large),
+        Gather(word, word): small,  # where a word is one element, this is the last one
+        Gather(chunk, 1): small if crowded or bytewise else large,
+        Gather(1, 1): (_SMALL,) if bytewise else small,
     }
 
 

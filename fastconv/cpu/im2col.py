@@ -4,6 +4,9 @@ A tile is a run of target positions of one image. Its patches are laid out as a 
 group; the weight ``(O, taps)`` times that is the tile of the result, to which bias, residual and activation are applied
 as it is written out. The patch matrix of the whole image never exists: a tile is sized for the L2 cache.
 
+Where an output sees all of its image, as in a fully connected layer, the images are the patches: the weights, which lie
+as the caller has them, are read from memory once for all images, by all cores.
+
 Chellapilla, Puri and Simard, "High performance convolutional neural networks for document processing", 2006.
 """
 
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,10 +31,11 @@ from fastconv.cpu.rows import add_row, read_row, write_row
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.problem import ConvProblem
 from fastconv.registry import Plan, register
-from fastconv.settings import get_num_threads
+from fastconv.settings import available_cores, get_num_threads
 
 _TILE = 1 << 20  # bytes of patches (all groups) in a tile, about the L2 cache
-_LEAST, _MOST = 64, 1024  # positions: fewer starve the GEMM, more only cost memory
+_LEAST, _MOST = 64, 1024  # positions (or output channels): fewer starve the GEMM, more only cost memory
+_PARTS = 4  # of the output channels of a fully connected layer, for each core
 _SHARES = 16  # a tile takes at most this part of the workspace: so many threads may hold one
 _LONGEST = 4 << 20  # bytes of the patches of a single position, beyond which there is nothing to tile
 
@@ -92,7 +97,7 @@ class _Im2colPlan(PiecewisePlan):
     def __init__(self, problem: ConvProblem, workspace_limit: int) -> None:
         dtype, result = named_dtype(problem.dtype), named_dtype(problem.result_dtype)
         accumulator = named_dtype(problem.accumulator_dtype)
-        super().__init__(problem, lambda piece: _tile(piece, accumulator.itemsize, workspace_limit))
+        super().__init__(problem, lambda piece: _tile(_tiled(piece), accumulator.itemsize, workspace_limit))
         geometry = records(GEOMETRY)
         matrix = array(accumulator, 3, contiguous=True, readonly=False)
         vector = array(accumulator, 1, contiguous=True)
@@ -111,6 +116,9 @@ class _Im2colPlan(PiecewisePlan):
             super().run(x, packed, y, bias, residual)
 
     def _run_piece(self, piece: Correlation, tile: int, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
+        if _sees_all(piece) and x.flags.c_contiguous and x.dtype == self._accumulator:
+            self._multiply_images(piece, tile, weights, x, y, bias, residual)
+            return
         tiles = -(-piece.positions // tile)
 
         def work(first: int, last: int) -> None:
@@ -130,6 +138,46 @@ class _Im2colPlan(PiecewisePlan):
 
         parallel.run(work, piece.batch * tiles, piece.macs)
 
+    def _multiply_images(
+        self, piece: Correlation, tile: int, weights: Any, x: Any, y: Any, bias: Any, residual: Any
+    ) -> None:
+        """The images as they lie are the patches; a task is some images and some output channels."""
+        images, parts = _tiled(piece), _parts(piece)
+        patches = x.reshape(piece.batch, piece.groups, piece.reduction).transpose(1, 2, 0)
+        y, residual = (a.transpose(3, 1, 2, 4, 5, 0) for a in (y, residual))
+        biases = bias.reshape(piece.groups, -1)
+
+        def work(first: int, last: int) -> None:
+            memory = parallel.scratch(_elements(piece, tile), self._accumulator)
+            for task in range(first, last):
+                begin, part = task // parts * tile, task % parts
+                some = patches[:, :, begin : begin + tile]
+                outputs = slice(piece.out_channels * part // parts, piece.out_channels * (part + 1) // parts)
+                shape = piece.groups, outputs.stop - outputs.start, some.shape[2]
+                sums = memory[: math.prod(shape)].reshape(shape)
+                with np.errstate(all="ignore"):
+                    np.matmul(weights[:, outputs], some, out=sums)
+                self._finish(y[:, :, outputs], sums, 0, begin, biases[:, outputs].ravel(), residual[:, :, outputs],
+                             images.geometry, self._half, *self._activation)  # fmt: skip
+
+        parallel.run(work, -(-piece.batch // tile) * parts, piece.macs)
+
+
+def _sees_all(piece: Correlation) -> bool:
+    """Whether an image has one output, which sees all of it once: a fully connected layer."""
+    dense = all(d == 1 or k == 1 for d, k in zip(piece.dilation, piece.kernel, strict=True))
+    return piece.positions == 1 and piece.kernel == piece.size and piece.offset == (0, 0, 0) and dense
+
+
+def _tiled(piece: Correlation) -> Correlation:
+    """What is cut into tiles: positions, or images where those are the patches."""
+    return replace(piece, batch=1, count=(1, 1, piece.batch)) if _sees_all(piece) else piece
+
+
+def _parts(piece: Correlation) -> int:
+    """Ranges of output channels, several for each core: their weights are read from memory, once, by all cores."""
+    return max(min(_PARTS * available_cores(), piece.out_channels // _LEAST), 1)
+
 
 def _tile(piece: Correlation, itemsize: int, workspace_limit: int) -> int:
     """Target positions of one tile. It must not depend on the number of threads, which would change sums' order."""
@@ -140,6 +188,15 @@ def _tile(piece: Correlation, itemsize: int, workspace_limit: int) -> int:
 
 def _work(problem: ConvProblem) -> Iterable[Work]:
     for piece in lower(problem):
+        if _sees_all(piece):
+            weights = piece.groups * piece.out_channels * piece.reduction
+            counts = {
+                "product": piece.macs,
+                "weight": weights,
+                "result": piece.batch * piece.groups * piece.out_channels,
+            }
+            yield Work(_parts(piece), counts)
+            continue
         tasks = piece.batch * -(-piece.positions // _tile(piece, 4, _COST_WORKSPACE))
         positions = piece.batch * piece.groups * piece.positions
         counts = {
@@ -168,6 +225,7 @@ class Im2col(CpuAlgorithm):
         _work,
         {
             "product": 3.6e-11,
+            "weight": 1.4e-10,
             "patch element": 5.7e-10,
             "result": 2.3e-10,
             "scattered": 9.4e-10,
@@ -190,7 +248,7 @@ class Im2col(CpuAlgorithm):
 
     def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:
         itemsize = named_dtype(problem.accumulator_dtype).itemsize
-        tiles = [_elements(piece, _tile(piece, itemsize, workspace_limit)) for piece in lower(problem)]
+        tiles = [_elements(piece, _tile(_tiled(piece), itemsize, workspace_limit)) for piece in lower(problem)]
         return max(tiles, default=0) * itemsize * min(get_num_threads(), _SHARES)
 
     def plan(self, problem: ConvProblem, workspace_limit: int) -> Plan:

@@ -15,7 +15,7 @@ from llvmlite import ir
 
 from fastconv.cpu.copying import SPLITS, split_planes
 from fastconv.cpu.elements import CLIP, activate, clip, load, resolve, store
-from fastconv.cpu.emitting import INDEX, vector_of
+from fastconv.cpu.emitting import INDEX, POINTER, counted, data_of, define, itemsize, moved, vector_of
 from fastconv.cpu.jit import generic, inline, intrinsic
 from fastconv.machine import vector_bytes
 
@@ -291,3 +291,97 @@ def write_row(sums, added, activation, parameters, half, row):  # type: ignore[n
         for j in range(sums.shape[0]):
             total = sums.dtype.type(sums[j] + added)
             store(row, j, clip(total, parameters) if clipped else total, half)
+
+
+def _define_pixels(module: ir.Module, number: ir.Type, lanes: int) -> ir.Function:
+    """The function (sums, pitch, added, adds, low, high, target, step, pixels, channels)."""
+    size = itemsize(number)
+    kinds = [POINTER, INDEX, POINTER, INDEX, number, number, POINTER, INDEX, INDEX, INDEX]
+    function, known = define(module, f"fastconv_write_{number}_{lanes}", kinds)
+    if known:
+        return function
+    sums, pitch, added, adds, low, high, target, step, pixels, channels = function.args
+    builder = ir.IRBuilder(function.append_basic_block())
+    adding = builder.icmp_unsigned("!=", adds, INDEX(0))
+
+    def write(source: ir.Value, to: ir.Value, at: ir.Value, count: int) -> None:
+        vector = ir.VectorType(number, count)
+        value, more = (
+            builder.load(moved(builder, base, at, number), align=size, typ=vector) for base in (source, added)
+        )
+        value = builder.fadd(value, builder.select(adding, more, ir.Constant(vector, None)))
+        least, most = (vector_of(builder, limit, count) for limit in (low, high))
+        value = builder.select(builder.fcmp_ordered("<", value, least), least, value)  # NaN passes
+        value = builder.select(builder.fcmp_ordered(">", value, most), most, value)
+        builder.store(value, moved(builder, to, at, number), align=size)
+
+    with counted(builder, INDEX(0), pixels) as pixel:
+        source = moved(builder, sums, builder.mul(pixel, pitch), number)
+        to = moved(builder, target, builder.mul(pixel, step), number)
+        with counted(builder, INDEX(0), builder.and_(channels, INDEX(-lanes)), lanes) as at:
+            write(source, to, at, lanes)
+        count = lanes // 2
+        while count:
+            with builder.if_then(builder.icmp_unsigned("!=", builder.and_(channels, INDEX(count)), INDEX(0))):
+                write(source, to, builder.and_(channels, INDEX(-2 * count)), count)
+            count //= 2
+    builder.ret_void()
+    return function
+
+
+@intrinsic
+def _move_pixels(typing_context, sums, pitch, added, adds, low, high, target, step, pixels, channels):  # type: ignore[no-untyped-def]
+    """``target[p * step + c] = clip(sums[p * pitch + c] + added[c], low, high)`` for real numbers; `adds` may be 0."""
+    from numba import types
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        number, passed = context.get_data_type(sums.dtype), list(arguments)
+        for k in (0, 2, 6):
+            passed[k] = data_of(context, builder, signature.args[k], arguments[k], number, 0)
+        builder.call(_define_pixels(builder.module, number, vector_bytes() // itemsize(number)), passed)
+        return context.get_dummy_value()
+
+    return types.void(sums, pitch, added, adds, low, high, target, step, pixels, channels), generate
+
+
+@generic
+def _write_pixels(
+    sums: Any, pitch: Any, added: Any, adds: Any, clipped: Any, parameters: Any, half: Any, pixels: Any
+) -> Any:
+    """``pixels[c, p] = sums[p * pitch + c] + added[c]``, limited if `clipped`; channels lie side by side."""
+    if pixels.dtype == sums.dtype:
+
+        def move(sums, pitch, added, adds, clipped, parameters, half, pixels):  # type: ignore[no-untyped-def]
+            low, high = sums.dtype.type(-np.inf), sums.dtype.type(np.inf)
+            if clipped:
+                low, high = parameters[0], parameters[1]
+            step = pixels.strides[1] // pixels.itemsize
+            _move_pixels(sums, pitch, added, adds, low, high, pixels, step, pixels.shape[1], pixels.shape[0])
+
+        return move
+
+    def convert(sums, pitch, added, adds, clipped, parameters, half, pixels):  # type: ignore[no-untyped-def]
+        for p in range(pixels.shape[1]):
+            row = pixels[:, p]
+            for c in range(pixels.shape[0]):
+                total = sums[p * pitch + c] + (added[c] if adds else sums.dtype.type(0))
+                store(row, c, clip(total, parameters) if clipped else total, half)
+
+    return convert
+
+
+@inline
+def write_pixels(sums, pitch, added, has_residual, residual, activation, parameters, half, pixels):  # type: ignore[no-untyped-def]
+    """Write ``act(sums + residual + added)`` to ``pixels (channels, pixels)``, whose channels lie side by side.
+
+    The sums of a pixel lie side by side too, a `pitch` from the next one's; they are real, and used up. `added` has a
+    number for each channel.
+    """
+    channels, count = pixels.shape
+    for p in range(count if has_residual else 0):
+        add_row(sums[p * pitch : p * pitch + channels], residual[:, p], half)
+    for p in range(count if activation > CLIP else 0):
+        for c in range(channels):
+            at = p * pitch + c
+            sums[at] = activate(sums[at] + added[c], activation, parameters)
+    _write_pixels(sums, pitch, added, int(activation <= CLIP), activation == CLIP, parameters, half, pixels)

@@ -116,6 +116,7 @@ class _Cut:
             ),
             (high * columns * self._outputs[1] + self.lanes) * self._group,
             line * self._group,
+            self._group,
             components * max(plane[0], self.lines),
             self.tile,
             components * plane[1],

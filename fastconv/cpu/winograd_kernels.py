@@ -11,7 +11,7 @@ from fastconv.arrays import named_dtype
 from fastconv.cpu.elements import load, resolve
 from fastconv.cpu.jit import TaskKernel, array, generic, inline, integer, records
 from fastconv.cpu.microkernel import multiply_pixels
-from fastconv.cpu.rows import add_row, inside, write_row
+from fastconv.cpu.rows import add_row, inside, write_pixels, write_row
 from fastconv.cpu.transpose import transpose_block
 from fastconv.cpu.winograd_transforms import transform_input, transform_output, transform_weights
 from fastconv.lowering import GEOMETRY
@@ -27,9 +27,9 @@ BLOCKING = np.dtype(
         for name in ("channels", "columns", "rows", "run", "inputs", "group", "lanes", "line", "ahead", "weights")
     ]
     + [(name, np.int64, (2,)) for name in ("window", "outputs", "tiles", "register_tile", "pitch", "plane")]
-    + [("blocks", np.int64, (3,)), ("parts", np.int64, (8,))]
+    + [("blocks", np.int64, (3,)), ("parts", np.int64, (9,))]
 )
-_STAGED, _HALF_WAY, _DONE, _LINES, _INPUTS, _ZEROS, _SUMS, _WEIGHTS = range(8)
+_STAGED, _HALF_WAY, _DONE, _LINES, _BIAS, _INPUTS, _ZEROS, _SUMS, _WEIGHTS = range(9)
 CHUNK = 16  # lines whose weights are transformed at once
 
 
@@ -80,13 +80,18 @@ def _stage_row(plane, first, step, mode, half, needed, channels, group, lanes, s
     size = plane.shape[1]
     low, high = inside(first, step, size, needed)
     whole = _stage_inside(plane, first + low * step, step, high - low, channels, staged, at + low * group, group, lanes)
-    for w in range(width):
+    w = 0
+    while w < width:
+        if w == low < high and whole == channels:
+            w = high
+            continue
         source = -1 if w >= needed else resolve(first + w * step, size, mode)
         for c in range(whole if low <= w < high else 0, channels):
             if source < 0:
                 staged[at + w * group + c] = 0
             else:
                 staged[at + w * group + c] = load(plane[c, source], half)
+        w += 1
 
 
 def _winograd(  # type: ignore[no-untyped-def]
@@ -110,7 +115,7 @@ def _winograd(  # type: ignore[no-untyped-def]
     all_rows = geo.batch * geo.count[0] * min(dilation_h, geo.count[1]) * min(dilation_w, geo.count[2]) * tiles_h
     staged, half_way = scratch[block.parts[_STAGED] :], scratch[block.parts[_HALF_WAY] :]
     done, lines, inputs = scratch[block.parts[_DONE] :], scratch[block.parts[_LINES] :], scratch[block.parts[_INPUTS] :]
-    zeros_at, sums_at = block.parts[_ZEROS], block.parts[_SUMS]
+    bias_of, zeros_at, sums_at = scratch[block.parts[_BIAS] :], block.parts[_ZEROS], block.parts[_SUMS]
     transformed = scratch[block.parts[_WEIGHTS] :]
     scratch[zeros_at:sums_at] = 0
 
@@ -194,6 +199,10 @@ def _winograd(  # type: ignore[no-untyped-def]
         for o in range(0, channels, group):
             some = min(group, channels - o)
             vectors = -(-some // lanes)
+            for i in range(some):
+                bias_of[i] = (
+                    bias[g * geo.out_channels + o_first + o + i] if bias.shape[0] > 0 else bias_of.dtype.type(0)
+                )
             for r in range(rows):
                 n, d, residue_h, residue_w, tile_h = _image(r_first + r, geo, tiles_h)
                 h_first = tile_h * m_h
@@ -223,16 +232,12 @@ def _winograd(  # type: ignore[no-untyped-def]
                 for k in range(high):
                     h = start_h + k * dilation_h
                     if y.strides[2] == y.itemsize:  # channels lie side by side there too
-                        for w in range(wide):
-                            pixel = done[k * row_length + w * group : k * row_length + w * group + some]
-                            source = start_w + w * dilation_w
-                            if residual.shape[0] > 0:
-                                add_row(pixel, residual[n, g, o_first + o : o_first + o + some, d, h, source], half)
-                            if bias.shape[0] > 0:
-                                begin = g * geo.out_channels + o_first + o
-                                add_row(pixel, bias[begin : begin + some], 0)
-                            write_row(pixel, pixel.dtype.type(0), activation, parameters, half,
-                                      y[n, g, o_first + o : o_first + o + some, d, h, source])  # fmt: skip
+                        o_last = o_first + o + some
+                        write_pixels(
+                            done[k * row_length :], group, bias_of, residual.shape[0] > 0,
+                            residual[n, g, o_first + o : o_last, d, h, start_w:stop_w:dilation_w], activation,
+                            parameters, half, y[n, g, o_first + o : o_last, d, h, start_w:stop_w:dilation_w],
+                        )  # fmt: skip
                         continue
                     for w in range(0, wide, lanes):
                         for i in range(0, some, lanes):
@@ -244,8 +249,7 @@ def _winograd(  # type: ignore[no-untyped-def]
                         row = lines[i * block.line : i * block.line + wide]
                         if residual.shape[0] > 0:
                             add_row(row, residual[n, g, channel, d, h, start_w:stop_w:dilation_w], half)
-                        added = bias[g * geo.out_channels + channel] if bias.shape[0] > 0 else row.dtype.type(0)
-                        write_row(row, added, activation, parameters, half,
+                        write_row(row, bias_of[i], activation, parameters, half,
                                   y[n, g, channel, d, h, start_w:stop_w:dilation_w])  # fmt: skip
 
 

@@ -142,6 +142,19 @@ def test_gradients_of_large_kernels(name, op):
     assert_kept(FFT, p, run(p, *operands), *operands)
 
 
+@pytest.mark.parametrize("groups", [1, 5, 8, 19])
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_channels_last(groups, outputs):
+    """Lanes of neighbouring groups are read and written as vectors, whatever is left of the last; bias and limits."""
+    p = ConvProblem.forward(
+        2, (2, groups, 30, 31), (groups * outputs, 1, 13, 9), groups=groups, padding=5, stride=(1, 2), bias=True,
+        activation="relu6",
+    )  # fmt: skip
+    p = dataclasses.replace(p, channels_last=True)
+    operands = make_operands(p)
+    assert_kept(FFT, p, run(p, *operands), *operands)
+
+
 @pytest.mark.parametrize("outputs", range(1, 200, 13))
 def test_tiles_at_every_edge(outputs):
     """However many outputs the last tile has left, and however few there are for the lanes."""

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.cpu.elements import resolve
+from fastconv.cpu.copying import copy_planes
+from fastconv.cpu.elements import CLIP, clip, resolve
 from fastconv.cpu.fourier import fold, transform
 from fastconv.cpu.jit import Kernel, generic, inline
 from fastconv.cpu.microkernel import multiply_tile
-from fastconv.cpu.rows import add_row, read_row, write_row
+from fastconv.cpu.rows import add_row, inside, read_row, write_row
 
 MOST_PASSES = 24
 PANEL = 3  # units whose products are summed at once: with real and imaginary parts, a tile's width of vectors
@@ -128,15 +129,18 @@ def _forward(  # type: ignore[no-untyped-def]
     line = tiling.bins * 2 * lanes
     half_width = width // 2 if tiling.folded else width
     staged, work = work[:line], work[line:]
+    # Lanes are neighbours in memory: groups of one channel, channels last.
+    side_by_side = tiling.across_groups and x.strides[1] == x.itemsize == staged.itemsize and mode == 0
     for unit in range(first, last):
         channel = _locate(unit, geo.in_channels, geo, tiling, places)
         spectrum = spectra[unit - origin]
+        groups = min(lanes, geo.groups - places[0, 1])
         for d in range(depth):
             filled = False
             for h in range(height):
                 staged[:] = 0
                 empty = True
-                for lane in range(lanes):
+                for lane in range(1 if side_by_side else lanes):
                     place = places[lane]
                     if place[0] < 0:
                         continue
@@ -148,11 +152,19 @@ def _forward(  # type: ignore[no-untyped-def]
                     source_h = resolve(place[3] * geo.stride[1] + h - geo.offset[1], geo.size[1], mode)
                     if source_d < 0 or source_h < 0:
                         continue
+                    empty = False
                     samples = row[: (place[7] - 1) * geo.stride[2] + tiling.reach[2]]
                     start = place[4] * geo.stride[2] - geo.offset[2]
-                    read_row(x[place[0], place[1], channel, source_d, source_h], start, 1, mode, half, samples)
-                    _scatter(samples, staged, lane, lanes)
-                    empty = False
+                    if side_by_side:
+                        low, high = inside(start, 1, geo.size[2], samples.shape[0])
+                        begin = place[0] * x.strides[0] + place[1] * x.strides[1] + channel * x.strides[2]
+                        begin += source_d * x.strides[3] + source_h * x.strides[4] + (start + low) * x.strides[5]
+                        copy_planes(
+                            staged, low * lanes, 0, lanes, x, begin, 0, x.strides[5], 1, high - low, groups
+                        )  # fmt: skip
+                    else:
+                        read_row(x[place[0], place[1], channel, source_d, source_h], start, 1, mode, half, samples)
+                        _scatter(samples, staged, lane, lanes)
                 at = (d * height + h) * line
                 if empty:
                     spectrum[at : at + line] = 0
@@ -168,6 +180,31 @@ def _forward(  # type: ignore[no-untyped-def]
                 _columns(spectrum, d * height * line, 1, tiling, 1, passes, factors, work, False)
         if depth > 1:
             _columns(spectrum, 0, height, tiling, 0, passes, factors, work, False)
+
+
+@generic
+def _write_pixels(pixels: Any, lanes: Any, groups: Any, bias: Any, *arguments: Any) -> Any:
+    """Add to `groups` lanes of each pixel the biases ``first, first + apart, …``, clip, and write every `stride`-th.
+
+    The first goes to element `to` of `y`.
+    """
+    from numba import types
+
+    def write(pixels, lanes, groups, bias, first, apart, clipped, parameters, stride, y, to, count):  # type: ignore[no-untyped-def]
+        if bias.shape[0] > 0 or clipped:
+            for at in range(0, count * stride * lanes, stride * lanes):
+                for i in range(groups):
+                    value = pixels[at + i]
+                    if bias.shape[0] > 0:
+                        value += bias[first + i * apart]
+                    pixels[at + i] = clip(value, parameters) if clipped else value
+        pitch, step = y.strides[5] // y.itemsize, stride * lanes * y.itemsize
+        copy_planes(y, to, 0, pitch, pixels, 0, 0, step, 1, count, groups)
+
+    def leave(pixels, lanes, groups, bias, first, apart, clipped, parameters, stride, y, to, count):  # type: ignore[no-untyped-def]
+        pass  # a complex line is not made of neighbouring lanes
+
+    return leave if isinstance(bias.dtype, types.Complex) else write
 
 
 def _inverse(  # type: ignore[no-untyped-def]
@@ -187,6 +224,9 @@ def _inverse(  # type: ignore[no-untyped-def]
     margin_d, margin_h, margin_w = tiling.reach[0] - 1, tiling.reach[1] - 1, tiling.reach[2] - 1
     end_w = margin_w + (tiling.kept[2] - 1) * geo.stride[2] + 1
     sample = lanes if tiling.folded else 2 * lanes
+    # Lanes are neighbours in memory, as for the samples, and nothing is done to results but to add a bias and clip.
+    side_by_side = tiling.across_groups and tiling.folded and y.strides[1] == y.itemsize == staged.itemsize
+    side_by_side = side_by_side and residual.shape[0] == 0 and activation <= CLIP
     for unit in range(first, last):
         channel = _locate(unit, geo.out_channels, geo, tiling, places)
         spectrum = spectra[unit - origin]
@@ -212,6 +252,21 @@ def _inverse(  # type: ignore[no-untyped-def]
                     transform(spectrum, at, 2 * lanes, spectrum, at, 2 * lanes, work, steps, table, width, lanes, True)
                 # All lanes at once, and a lane for itself only if there is reason to.
                 suspects += _count_not_finite(spectrum[at + margin_w * sample : at + end_w * sample])
+        if side_by_side and suspects == 0:
+            place = places[0]
+            groups = min(lanes, geo.groups - place[1])
+            corner = place[0] * y.strides[0] + place[1] * y.strides[1] + channel * y.strides[2]
+            for d in range(place[5]):
+                for h in range(place[6]):
+                    at = ((margin_d + d * geo.stride[0]) * height + margin_h + h * geo.stride[1]) * line
+                    to = corner + (place[2] + d) * y.strides[3] + (place[3] + h) * y.strides[4]
+                    to += place[4] * y.strides[5]
+                    _write_pixels(
+                        spectrum[at + margin_w * lanes : at + end_w * lanes], lanes, groups, bias,
+                        place[1] * geo.out_channels + channel, geo.out_channels, activation == CLIP, parameters,
+                        geo.stride[2], y, to // y.itemsize, place[7],
+                    )  # fmt: skip
+            continue
         for lane in range(lanes):
             place = places[lane]
             if place[0] < 0:

@@ -43,7 +43,7 @@ def apply(
 
 def pool(problem: PoolProblem, x: Any, out: Any, with_indices: bool, device: str) -> tuple[Any, Any]:
     """Pool a NumPy or CuPy array, into `out` unless that is None; also gives indices, or None."""
-    xp = _library(device)
+    xp = library(device)
     empty = recycling.empty if xp is np else xp.empty
     indices = empty(problem.y_shape, np.dtype(np.int64)) if with_indices else None
     y = empty(problem.y_shape, x.dtype) if out is None else out
@@ -65,7 +65,7 @@ def images(p: PoolProblem, a: Any, size: Triple) -> Any:
     return a.reshape(p.batch, p.channels, *size, 1)
 
 
-def _library(device: str) -> Any:
+def library(device: str) -> Any:
     """The library of a device's arrays."""
     if device == "cpu":
         return np

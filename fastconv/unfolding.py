@@ -144,17 +144,17 @@ def _problem(
 def _meetings(p: ConvProblem) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...], tuple[slice, ...]]]:
     """Each tap, the places at which it lies inside the image, and the elements that it meets there."""
     for tap in itertools.product(*map(range, p.kernel)):
-        met, sources = [], []
-        for i, k in enumerate(tap):
-            start = k * p.dilation[i] - p.padding[i][0]
-            low = max(-(start // p.stride[i]), 0)
-            high = max(min((p.size[i] - 1 - start) // p.stride[i] + 1, p.out_size[i]), low)
-            first = start + low * p.stride[i]
-            met.append(slice(low, high))
-            sources.append(
-                slice(first, first + (high - low - 1) * p.stride[i] + 1 if high > low else first, p.stride[i])
-            )
-        yield tap, tuple(met), tuple(sources)
+        starts = [tap[i] * p.dilation[i] - p.padding[i][0] for i in range(3)]
+        met = [meeting(starts[i], p.stride[i], p.out_size[i], p.size[i]) for i in range(3)]
+        yield tap, tuple(places for places, _ in met), tuple(elements for _, elements in met)
+
+
+def meeting(start: int, stride: int, count: int, size: int) -> tuple[slice, slice]:
+    """Which of `count` places, ``start + place * stride``, lie on an axis of so many elements, and which those are."""
+    low = max(-(start // stride), 0)
+    high = max(min((size - 1 - start) // stride + 1, count), low)
+    first = start + low * stride
+    return slice(low, high), slice(first, max(first + (high - low - 1) * stride + 1, first), stride)
 
 
 def _library(kind: Any) -> Any:

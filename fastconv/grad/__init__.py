@@ -18,6 +18,11 @@ One step down the gradient of ``sum((conv1d(x, w) - target) ** 2) / 2``:
 array([[[3., 5.]]])
 """
 
+from fastconv.grad.adaptive_pooling import (
+    adaptive_avg_pool1d_input,
+    adaptive_avg_pool2d_input,
+    adaptive_avg_pool3d_input,
+)
 from fastconv.grad.bias import conv1d_bias, conv2d_bias, conv3d_bias
 from fastconv.grad.convolution import (
     conv1d_input,
@@ -26,6 +31,17 @@ from fastconv.grad.convolution import (
     conv2d_weight,
     conv3d_input,
     conv3d_weight,
+)
+from fastconv.grad.pooling import (
+    avg_pool1d_input,
+    avg_pool2d_input,
+    avg_pool3d_input,
+    lp_pool1d_input,
+    lp_pool2d_input,
+    lp_pool3d_input,
+    max_pool1d_input,
+    max_pool2d_input,
+    max_pool3d_input,
 )
 from fastconv.grad.transposed import (
     conv_transpose1d_input,
@@ -37,6 +53,12 @@ from fastconv.grad.transposed import (
 )
 
 __all__ = [
+    "adaptive_avg_pool1d_input",
+    "adaptive_avg_pool2d_input",
+    "adaptive_avg_pool3d_input",
+    "avg_pool1d_input",
+    "avg_pool2d_input",
+    "avg_pool3d_input",
     "conv1d_bias",
     "conv1d_input",
     "conv1d_weight",
@@ -52,4 +74,10 @@ __all__ = [
     "conv_transpose2d_weight",
     "conv_transpose3d_input",
     "conv_transpose3d_weight",
+    "lp_pool1d_input",
+    "lp_pool2d_input",
+    "lp_pool3d_input",
+    "max_pool1d_input",
+    "max_pool2d_input",
+    "max_pool3d_input",
 ]

@@ -1,4 +1,4 @@
-"""From a kernel to object code: the only module that imports Numba at its top, itself imported to compile alone.
+"""From a kernel to object code: with `_target` what imports Numba at its top, and is itself imported only to compile.
 
 Numba compiles the kernel, and an entry is added that Python can call: it reads addresses, shapes and strides out of the
 NumPy arrays themselves, releases the GIL and runs the kernel. That costs a few nanoseconds for each argument, where
@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils, compiler
 from numba.core.compiler_lock import global_compiler_lock
-from numba.core.registry import cpu_target
+from numba.core.target_extension import target_override
 from numba.np.arrayobj import populate_array
 from numba.np.numpy_support import from_dtype
 
+from fastconv.cpu._target import NAME, KernelCompiler, target
 from fastconv.cpu.jit import OPTIONS, Argument
-from fastconv.cpu.objects import ENTRY, PYTHON_OBJECTS
+from fastconv.cpu.objects import ENTRY
 from fastconv.cpu.team import SHARE
 
 _POINTER, _BYTE, _INT, _INDEX = ir.PointerType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
@@ -36,24 +36,23 @@ _C_CONTIGUOUS, _WRITEABLE = 0x1, 0x400
 @global_compiler_lock  # type: ignore[untyped-decorator]
 def compile_object(function: Callable[..., None], arguments: tuple[Argument, ...], shared: bool) -> bytes:
     """Object code that exports a kernel for these argument types as a Python method of the ``METH_FASTCALL`` kind."""
-    typing_context, context = cpu_target.typing_context, cpu_target.target_context
-    typing_context.refresh()
-    context.refresh()
+    typing_context, context = target.typing_context, target.target_context
     flags = compiler.Flags()
-    cpu_target.options.parse_as_flags(flags, {"nopython": True, **OPTIONS})
+    target.options.parse_as_flags(flags, {"nopython": True, **OPTIONS})
     flags.no_compile = True  # not before the entry is there
     entry_type = _SharedEntry if shared else _Entry
     numba_types = entry_type.leading + tuple(_numba_type(argument) for argument in arguments)
-    result = compiler.compile_extra(typing_context, context, function, numba_types, types.void, flags, {})
+    with target_override(NAME):
+        result = compiler.compile_extra(
+            typing_context, context, function, numba_types, types.void, flags, {}, pipeline_class=KernelCompiler
+        )
     library = result.library
     module = library.create_ir_module(ENTRY)
     entry_type(context, module, result.fndesc, function.__name__, arguments).define()
     library.add_ir_module(module)
-    for symbol, thing in PYTHON_OBJECTS.items():
-        llvm.add_symbol(symbol, id(thing))  # Numba links the code too
-    library.finalize()
+    code = library.emit()
     assert not library.has_dynamic_globals, f"{function.__name__} refers to an object of this process"
-    return bytes(library._get_compiled_object())
+    return code
 
 
 def _numba_type(argument: Argument) -> Any:

@@ -122,9 +122,9 @@ class _Deferred:
 
     @once
     def _numba_type_(self) -> Any:
-        from numba.core.registry import cpu_target
+        from fastconv.cpu._target import target
 
-        made, context = self._made, cpu_target.typing_context
+        made, context = self._made, target.typing_context
         context.refresh()  # so that it knows of what was made
         return context.resolve_value_type(made)
 
@@ -133,9 +133,9 @@ def inline(function: Callable[..., Any]) -> Any:
     """Declare a helper that kernels call; LLVM inlines it."""
 
     def make() -> Any:
-        from numba import njit
+        from fastconv.cpu._target import helper
 
-        return njit(**OPTIONS)(function)
+        return helper(**OPTIONS)(function)
 
     return _Deferred(make)
 

@@ -1,0 +1,160 @@
+"""The target that Numba compiles kernels for: this CPU, with LLVM called once for a kernel and all that it calls.
+
+For Numba's own CPU target every helper is a function that somebody may call: it is optimised twice and becomes machine
+code before the kernel that inlines it is looked at. Here a function stays the IR to which it was lowered until the
+kernel is complete; then all of it is optimised and becomes machine code. Nor does this target know more than numbers,
+tuples, records and arrays, or rewrite a function for what kernels do not use.
+
+It is what Numba calls an extension: a target that inherits from the CPU, so that all that is declared for the CPU or
+for any target can be compiled for this one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding as llvm
+from numba.core import typing
+from numba.core.codegen import CPUCodeLibrary, JITCPUCodegen
+from numba.core.compiler import CompilerBase
+from numba.core.compiler_machinery import PassManager
+from numba.core.cpu import CPUContext, CPUTargetOptions
+from numba.core.descriptors import TargetDescriptor
+from numba.core.dispatcher import Dispatcher
+from numba.core.fastmathpass import rewrite_module
+from numba.core.imputils import builtin_registry
+from numba.core.target_extension import CPU, dispatcher_registry, jit_registry, target_registry
+from numba.core.typed_passes import (
+    IRLegalization,
+    NativeLowering,
+    NoPythonBackend,
+    NopythonTypeInference,
+    PreLowerStripPhis,
+)
+from numba.core.untyped_passes import FixupArgs, GenericRewrites, IRProcessing, ReconstructSSA, TranslateByteCode
+
+NAME = "fastconv"
+
+
+class KernelTarget(CPU):  # type: ignore[misc]
+    """What Numba knows this target by."""
+
+
+class _Library(CPUCodeLibrary):  # type: ignore[misc]
+    """The IR of a function and of all that it calls."""
+
+    def emit(self) -> bytes:
+        """Optimised object code of all of it."""
+        self.finalize()
+        module, machine = self._final_module, self._codegen._tm
+        options = llvm.create_pipeline_tuning_options(speed_level=2)
+        options.loop_vectorization = True
+        passes = llvm.create_pass_builder(machine, options)
+        passes.getModulePassManager().run(module, passes)
+        return bytes(machine.emit_object(module))
+
+    def _optimize_functions(self, module: Any) -> None:
+        module.data_layout = self._codegen._data_layout
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_specific(self) -> None:
+        pass
+
+
+class _Codegen(JITCPUCodegen):  # type: ignore[misc]
+    _library_class = _Library
+
+    def _add_module(self, module: Any) -> None:
+        pass
+
+
+class _Context(CPUContext):  # type: ignore[misc]
+    _is_loaded = False
+
+    def init(self) -> None:
+        super().init()
+        self._internal_codegen = _Codegen(NAME)
+
+    def load_additional_registries(self) -> None:
+        if not self._is_loaded:
+            # Those that are imported add to Numba's registry of what every target has.
+            from numba.cpython import builtins, mathimpl, numbers, rangeobj, slicing, tupleobj  # noqa: F401
+            from numba.np import arrayobj  # noqa: F401
+
+            self.install_registry(builtin_registry)  # the first takes intrinsics, and this one is always looked at
+            self.install_registry(mathimpl.registry)
+            self._is_loaded = True
+
+    def post_lowering(self, module: Any, library: Any) -> None:
+        rewrite_module(module, self.fastmath)  # and no run-time library
+
+    def get_executable(self, library: Any, descriptor: Any, environment: Any) -> Any:
+        return library  # names the function; nobody calls it
+
+
+class _TypingContext(typing.BaseContext):  # type: ignore[misc]
+    _is_loaded = False
+
+    def load_additional_registries(self) -> None:
+        if not self._is_loaded:
+            from numba.core.typing import mathdecl
+
+            self.install_registry(mathdecl.registry)
+            self._is_loaded = True
+
+
+class _Descriptor(TargetDescriptor):  # type: ignore[misc]
+    options = CPUTargetOptions
+
+    def __init__(self) -> None:
+        super().__init__(NAME)
+        self._typing = _TypingContext()
+        self._target = _Context(self._typing, NAME)
+
+    @property
+    def typing_context(self) -> Any:
+        return self._typing
+
+    @property
+    def target_context(self) -> Any:
+        return self._target
+
+
+target_registry[NAME] = KernelTarget
+target = _Descriptor()
+
+
+class KernelCompiler(CompilerBase):  # type: ignore[misc]
+    """From Python's byte code to IR."""
+
+    def define_pipelines(self) -> list[PassManager]:
+        """The passes that kernels need; Numba has three times as many, and analyses a function anew after each."""
+        passes = PassManager(NAME)
+        for kind in (
+            TranslateByteCode, FixupArgs, IRProcessing, GenericRewrites, ReconstructSSA, NopythonTypeInference,
+            PreLowerStripPhis, IRLegalization, NativeLowering, NoPythonBackend,
+        ):  # fmt: skip
+            passes.add_pass(kind, kind.name())
+        passes.finalize()
+        return [passes]
+
+
+class Helper(Dispatcher):  # type: ignore[misc]
+    """A function that kernels call."""
+
+    targetdescr = target
+
+    def add_overload(self, result: Any) -> None:
+        """Take what was compiled for some types of arguments, of which no machine code is there to be called."""
+        self.overloads[tuple(result.signature.args)] = result
+
+
+def helper(**options: Any) -> Any:
+    """A decorator, as :func:`numba.njit` is one."""
+    return lambda function: Helper(function, targetoptions={"nopython": True, **options}, pipeline_class=KernelCompiler)
+
+
+dispatcher_registry[KernelTarget] = Helper
+jit_registry[KernelTarget] = helper

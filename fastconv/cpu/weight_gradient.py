@@ -276,11 +276,7 @@ class _Cut:
             "product": c.groups * c.in_channels * math.prod(c.kernel) * rows * lanes_used,
             "tile": steps * (rows / tile_pixels()) * -(-c.out_channels // self.tile),
             "staged": steps * o_blocks * c.batch * window,
-            "gradient": steps
-            * c_blocks
-            * math.prod(c.kernel[1:])
-            / math.prod(map(int, block["steps"][1:]))
-            * lanes_used,
+            "gradient": c.groups * c.in_channels * math.prod(c.kernel) * c_blocks * lanes_used,
             "result": self.parts * c.groups * rows * c.out_channels,
             "task": self.tasks,
         }
@@ -295,41 +291,57 @@ class _Cut:
         return depth * plane, plane, width, 1
 
 
+_Form = tuple[Correlation, _Cut]
+
+
 class _WeightGradientPlan(Plan):
     pack_key = "as it is"
 
     def __init__(self, problem: ConvProblem) -> None:
-        self._accumulator = named_dtype(problem.accumulator_dtype)
-        self._result = named_dtype(problem.result_dtype)
+        self._accumulator = _number(problem)
+        self._complex = problem.dtype.startswith("complex")
         self._half = HALF_FORMATS.get(problem.dtype, 0)
         self._pieces = [[(form, _cut(problem, form)) for form in _forms(piece)] for piece in lower(problem)]
-        self._kernel = _compiled(problem.dtype, problem.accumulator_dtype)
+        self._kernel = _compiled(self._accumulator.name if self._complex else problem.dtype, self._accumulator.name)
 
     def pack(self, w: Any) -> Any:
         """The output gradient as it is: it is transposed as it is staged."""
         return w
 
     def run(self, x: Any, packed: Any, y: Any, bias: Any, residual: Any) -> None:
+        weight = y.transpose(1, 2, 0, 3, 4, 5)
         operands = (x.view(np.uint16), packed.view(np.uint16)) if self._half else (x, packed)
-        for (piece, cut), *rows in self._pieces:
-            if rows and all(map(is_flat, operands)):
-                piece, cut = rows[0]
-                operands = tuple(a.reshape(*a.shape[:3], *piece.size) for a in operands)
+        for forms in self._pieces:
             # Results go where they belong at once if the taps of an output channel lie side by side there.
-            weight = y.transpose(1, 2, 0, 3, 4, 5)
-            shape = (*weight.shape[:2], piece.batch * cut.taps)
-            in_place = cut.parts == 1 and residual is None and y.dtype == self._accumulator and _in_order(weight)
-            if in_place:
-                strides = (0, *weight.strides[:2], y.itemsize)
-                parts = np.lib.stride_tricks.as_strided(weight, (1, *shape), strides)
-            else:
-                parts = recycling.empty((cut.parts, *shape), self._accumulator)
-            self._kernel(cut.tasks, piece.macs, cut.scratch, *operands, parts, piece.geometry, cut.blocking,
-                         cut.offsets, cut.places, tile_pixels(), self._half)  # fmt: skip
-            if not in_place:
-                with np.errstate(all="ignore"):  # NaN and infinity are data
-                    total = np.add.reduce(parts, axis=0).reshape(weight.shape)
-                    weight[...] = total if residual is None else total + residual.transpose(1, 2, 0, 3, 4, 5)
+            if forms[0][1].parts == 1 and residual is None and y.dtype == self._accumulator and _in_order(weight):
+                self._add_up(forms, *operands, weight)
+                continue
+            with np.errstate(all="ignore"):  # NaN and infinity are data
+                total = self._complex_sums(forms, x, packed) if self._complex else self._add_up(forms, *operands)
+                total = total.reshape(weight.shape)
+                weight[...] = total if residual is None else total + residual.transpose(1, 2, 0, 3, 4, 5)
+
+    def _add_up(self, forms: list[_Form], x: Any, gradient: Any, weight: Any = None) -> Any:
+        """The sums ``(G, O, C * taps)``, written into `weight` if that is given."""
+        flat = len(forms) > 1 and is_flat(x) and is_flat(gradient)
+        piece, cut = forms[-1 if flat else 0]
+        if flat:
+            x, gradient = (a.reshape(*a.shape[:3], *piece.size) for a in (x, gradient))
+        shape = piece.groups, piece.out_channels, piece.batch * cut.taps
+        if weight is None:
+            parts = recycling.empty((cut.parts, *shape), self._accumulator)
+        else:
+            strides = 0, *weight.strides[:2], weight.itemsize
+            parts = np.lib.stride_tricks.as_strided(weight, (1, *shape), strides)
+        self._kernel(cut.tasks, piece.macs, cut.scratch, x, gradient, parts, piece.geometry, cut.blocking, cut.offsets,
+                     cut.places, tile_pixels(), self._half)  # fmt: skip
+        return np.add.reduce(parts, axis=0) if weight is None else None
+
+    def _complex_sums(self, forms: list[_Form], x: Any, gradient: Any) -> Any:
+        """Four real products make a complex one."""
+        real = self._add_up(forms, x.real, gradient.real) - self._add_up(forms, x.imag, gradient.imag)
+        imaginary = self._add_up(forms, x.real, gradient.imag) + self._add_up(forms, x.imag, gradient.real)
+        return real + 1j * imaginary
 
 
 def _forms(piece: Correlation) -> list[Correlation]:
@@ -349,12 +361,21 @@ def _in_order(weight: np.ndarray[Any, Any]) -> bool:
     return True
 
 
+def _number(problem: ConvProblem) -> np.dtype[Any]:
+    """The dtype of sums: of the parts of complex ones."""
+    return np.empty(0, named_dtype(problem.accumulator_dtype)).real.dtype
+
+
 def _cut(problem: ConvProblem, form: Correlation) -> _Cut:
-    return _Cut(form, named_dtype(problem.accumulator_dtype), problem.channels_last)
+    return _Cut(form, _number(problem), problem.channels_last)
 
 
 def _work(problem: ConvProblem) -> Iterable[Work]:
-    return (_cut(problem, _forms(piece)[-1]).work for piece in lower(problem))
+    # The products of complex numbers are counted by the cost model; all else comes four times too.
+    times = 4 if problem.dtype.startswith("complex") else 1
+    for piece in lower(problem):
+        work = _cut(problem, _forms(piece)[-1]).work
+        yield Work(work.tasks, {kind: n if kind == "product" else times * n for kind, n in work.counts.items()})
 
 
 class WeightGradient(CpuAlgorithm):
@@ -371,16 +392,13 @@ class WeightGradient(CpuAlgorithm):
     def why_not(self, problem: ConvProblem) -> str | None:
         if problem.op != "weight_grad":
             return "it computes the gradients of weights alone"
-        if problem.dtype.startswith("complex"):
-            return "its register tile multiplies real numbers"
         if not _in_place(problem) and _parts_bytes(problem) > _MOST_BYTES:
             return f"the sums, which it puts in order at the end, take {_parts_bytes(problem) >> 20} MiB"
         return None
 
     def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:
-        accumulator = named_dtype(problem.accumulator_dtype)
         cuts = [_cut(problem, form) for piece in lower(problem) for form in _forms(piece)]
-        scratch = max((cut.scratch for cut in cuts), default=0) * accumulator.itemsize * get_num_threads()
+        scratch = max((cut.scratch for cut in cuts), default=0) * _number(problem).itemsize * get_num_threads()
         parts = max((cut.parts for cut in cuts), default=1)
         return scratch + (0 if parts == 1 and _in_place(problem) else _parts_bytes(problem))
 
@@ -391,12 +409,13 @@ class WeightGradient(CpuAlgorithm):
 def _in_place(problem: ConvProblem) -> bool:
     """Whether the gradient is in the order, and of the dtype, of its sums."""
     in_order = problem.weight_order == "OI*" and not problem.flip_kernel
-    return in_order and not problem.residual and problem.result_dtype == problem.accumulator_dtype
+    return in_order and not problem.residual and _number(problem).name == problem.result_dtype
 
 
 def _parts_bytes(problem: ConvProblem) -> int:
-    """Bytes of all parts of the sums."""
+    """Bytes of all parts of the sums, and of the four sums that make complex ones."""
     parts = max((_cut(problem, form).parts for piece in lower(problem) for form in _forms(piece)), default=0)
+    parts += 4 if problem.dtype.startswith("complex") else 0
     return parts * math.prod(problem.w_shape) * named_dtype(problem.accumulator_dtype).itemsize
 
 

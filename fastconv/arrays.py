@@ -33,6 +33,12 @@ NUMPY = Kind("numpy", "cpu")
 CUPY = Kind("cupy", "gpu")
 
 
+def is_tensor(value: Any) -> bool:
+    """Whether `value` is a torch tensor."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
 def adopt(name: str, value: Any) -> tuple[Any, Kind]:
     """View `value` as a NumPy or CuPy array.
 
@@ -64,11 +70,11 @@ def adopt(name: str, value: Any) -> tuple[Any, Kind]:
         return value, NUMPY
     if isinstance(value, np.ndarray):
         return _plain(value), NUMPY
-    cupy, torch = sys.modules.get("cupy"), sys.modules.get("torch")
+    if is_tensor(value):
+        return _adopt_torch(name, value, sys.modules["torch"])
+    cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(value, cupy.ndarray):
         return value, CUPY
-    if torch is not None and isinstance(value, torch.Tensor):
-        return _adopt_torch(name, value, torch)
     if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
         return _adopt_dlpack(name, value)
     if isinstance(value, (list, tuple, int, float, complex, np.generic)):
@@ -91,25 +97,36 @@ def _plain(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def _adopt_torch(name: str, tensor: Any, torch: Any) -> tuple[Any, Kind]:
     if tensor.requires_grad and torch.is_grad_enabled():
         raise TypeError(
-            f"{name} is a torch tensor that requires grad, which fastconv's functions do not record: "
+            f"{name} is a torch tensor that requires grad, which this call does not record: "
             f"pass {name}.detach(), or call under torch.no_grad()"
         )
     if name == "out" and (tensor.is_conj() or tensor.is_neg()):
         raise TypeError("out is a lazily conjugated or negated tensor: expected one that holds its own values")
-    tensor = tensor.detach().resolve_conj().resolve_neg()
-    device = {"cpu": "cpu", "cuda": "gpu"}.get(tensor.device.type)
-    if device is None or tensor.layout != torch.strided:
+    kind = _TORCH.get(tensor.device.type)
+    if kind is None or tensor.layout != torch.strided:
         raise TypeError(f"{name} is a {tensor.layout} tensor on {tensor.device}: expected a dense one on cpu or cuda")
-    # NumPy and DLPack have no common bfloat16: it travels as 16-bit integers.
-    half = tensor.dtype == torch.bfloat16
-    array, _ = _adopt_dlpack(name, tensor.view(torch.int16) if half else tensor)
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
+    # NumPy and torch have no common bfloat16: it travels as 16-bit integers.
+    half = tensor.dtype is torch.bfloat16
+    if half:
+        tensor = tensor.view(torch.int16)
+    array = _plain(tensor.numpy()) if kind.device == "cpu" else _adopt_dlpack(name, tensor)[0]
+    return (array.view(_bfloat16()) if half else array), kind
 
-    def restore(result: Any) -> Any:
-        if result.dtype.name == "bfloat16":
-            return torch.from_dlpack(result.view(np.int16)).view(torch.bfloat16)
-        return torch.from_dlpack(result)
 
-    return (array.view(_bfloat16()) if half else array), Kind("torch", device, restore)
+def _tensor(result: Any) -> Any:
+    torch = sys.modules["torch"]
+    half = result.dtype.kind == "V"  # bfloat16, the only dtype here that NumPy does not know
+    make = torch.from_numpy if isinstance(result, np.ndarray) else torch.from_dlpack
+    tensor = make(result.view(np.int16) if half else result)
+    return tensor.view(torch.bfloat16) if half else tensor
+
+
+#: Kinds of tensors by what torch calls their devices.
+_TORCH = {"cpu": Kind("torch", "cpu", _tensor), "cuda": Kind("torch", "gpu", _tensor)}
 
 
 def _adopt_dlpack(name: str, value: Any) -> tuple[Any, Kind]:

@@ -140,6 +140,7 @@ class Execution:
         self._views = Views(computed)
         self._folds = folds(problem)
         self._computed = computed.result_shape, named_dtype(computed.result_dtype)
+        self.operand_shapes = problem.operand_shapes
         self._shape = problem.result_shape
         self._channels = (problem.result_channels,)
         self._dtype = named_dtype(computed.dtype)
@@ -213,8 +214,12 @@ def _cupy() -> Any:
 
 
 @lru_cache(maxsize=4096)
-def _execution(problem: ConvProblem, device: str, algorithm: str, prepared: bool, workspace_limit: int) -> Execution:
-    return Execution(problem, choose(unfolded(problem), device, algorithm, prepared=prepared))
+def _execution(
+    problem: ConvProblem, home: str, device: str, algorithm: str, prepared: bool, workspace_limit: int
+) -> Execution:
+    computed = unfolded(problem)
+    at = place(computed, device, home, prepared=prepared)
+    return Execution(problem, choose(computed, at, algorithm, prepared=prepared))
 
 
 def choose_anew() -> None:
@@ -227,8 +232,7 @@ def prepare(
     problem: ConvProblem, home: str, device: str = "auto", algorithm: str = "auto", *, prepared: bool = False
 ) -> Execution:
     """The execution of `problem` for arrays that live on `home`, with the weight `prepared` or not; cached."""
-    at = place(unfolded(problem), device, home, prepared=prepared)
-    return _execution(problem, at, algorithm, prepared, settings.workspace_limit())
+    return _execution(problem, home, device, algorithm, prepared, settings.workspace_limit())
 
 
 def adopt_all(
@@ -313,10 +317,12 @@ def execute(
     array([[[3., 5.]]], dtype=float32)
     """
     arrays, kind = adopt_all(a, b, bias, residual, out, ("a", "b"))
-    for name, array, shape in zip("ab", arrays, problem.operand_shapes, strict=False):
+    execution = prepare(problem, kind.device, device, algorithm)
+    for name, array, shape in zip("ab", arrays, execution.operand_shapes, strict=False):
         if array.shape != shape:
             raise ValueError(f"{name} has shape {array.shape}: expected {shape} for {problem}")
-    if compute_dtype(arrays[0].dtype, arrays[1].dtype) != problem.dtype:
+    dtypes = arrays[0].dtype, arrays[1].dtype
+    if dtypes != (named_dtype(problem.dtype),) * 2 and compute_dtype(*dtypes) != problem.dtype:
         raise TypeError(f"a and b have dtypes {arrays[0].dtype} and {arrays[1].dtype}: expected {problem.dtype}")
-    result = prepare(problem, kind.device, device, algorithm)(*arrays)
+    result = execution(*arrays)
     return kind.give(result) if out is None else out

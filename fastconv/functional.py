@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastconv import dispatch
-from fastconv.arrays import Kind
+from fastconv.arrays import Kind, is_tensor
 from fastconv.dispatch import Execution, adopt_all, prepare
 from fastconv.problem import ConvProblem, compute_dtype
 from fastconv.settings import workspace_limit
@@ -426,6 +426,10 @@ _TRANSPOSED_OPTIONS = (
     "stride", "padding", "output_padding", "groups", "dilation", "padding_mode", "data_format", "weight_format",
     "activation", "flip_kernel", "precision",
 )  # fmt: skip
+_PROBLEMS = {
+    "forward": (_FORWARD_OPTIONS, ConvProblem.forward),
+    "input_grad": (_TRANSPOSED_OPTIONS, ConvProblem.transposed),
+}
 
 
 def _call(
@@ -440,6 +444,12 @@ def _call(
     device: str,
     options: tuple[Any, ...],
 ) -> Any:
+    if type(x) is not np.ndarray and is_tensor(x):
+        from fastconv import torch
+
+        if torch.concerns(x, w, bias, residual):
+            named = dict(zip(_PROBLEMS[op][0], options, strict=True))
+            return torch.convolve(op, ndim, x, w, bias, residual, out, algorithm, device, **named)
     arrays, kind = adopt_all(x, w, bias, residual, out)
     execution = lookup(op, ndim, arrays, kind, algorithm, device, options)
     result = execution(*arrays)
@@ -468,10 +478,7 @@ def lookup(
         known = recent[1]
         if options is known or all(map(is_, options, known)) or _types(options) == _types(known):
             return recent[0]
-    names, build = {
-        "forward": (_FORWARD_OPTIONS, ConvProblem.forward),
-        "input_grad": (_TRANSPOSED_OPTIONS, ConvProblem.transposed),
-    }[op]
+    names, build = _PROBLEMS[op]
     problem = build(
         ndim, x.shape, w.shape, dtype=compute_dtype(x.dtype, w.dtype), bias=has_bias, residual=has_residual,
         **dict(zip(names, options, strict=True)),

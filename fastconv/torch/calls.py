@@ -1,0 +1,161 @@
+"""The public functions on tensors, where a call is more to torch than the arrays in its operands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastconv import ConvProblem
+from fastconv.torch.operator import channels_last, convolution, dtype_name, frozen, intercepted
+
+
+def concerns(x: Tensor, *others: Any) -> bool:
+    """Whether a call is more to torch than the arrays in its operands.
+
+    It is where torch records gradients, traces, transforms or casts, where the result must keep a memory format, and
+    where dtypes differ, which is an error between tensors.
+    """
+    tensors = [x, *(v for v in others if isinstance(v, Tensor))]
+    return (
+        intercepted(*tensors)
+        or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+        or _autocast(x.device.type)
+        or channels_last(*tensors)
+        or any(t.dtype != x.dtype for t in tensors)
+    )
+
+
+_ACTIVATIONS: dict[Any, Callable[[Tensor], Tensor]] = {
+    None: lambda y: y,
+    "relu": torch.relu,
+    "relu6": F.relu6,
+    "leaky_relu": F.leaky_relu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "silu": F.silu,
+    "gelu": F.gelu,
+}
+
+
+def convolve(
+    op: str, ndim: int, x: Tensor, w: Any, bias: Any, residual: Any, out: Any, algorithm: str, device: str, *,
+    stride: Any, padding: Any, dilation: Any, groups: int, padding_mode: str, data_format: str, weight_format: str,
+    activation: Any, flip_kernel: bool, precision: str, output_padding: Any = 0,
+) -> Tensor:  # fmt: skip
+    """A public function's call that concerns torch: the operator, with formats, residual and activation around it.
+
+    `op` is "forward", or "input_grad" for a transposed convolution; the rest is as for :func:`fastconv.conv2d` and
+    :func:`fastconv.conv_transpose2d`.
+    """
+    if out is not None:
+        raise TypeError("out= cannot be recorded, traced, cast or laid out by torch: expected None")
+    given = {"x": x, "w": w, "bias": bias, "residual": residual}
+    x, w, bias, residual = (_operand(name, value, x.device) for name, value in given.items())
+    if x.dtype != w.dtype:
+        raise TypeError(f"x has dtype {x.dtype} and w {w.dtype}: expected tensors of one dtype")
+    stride, padding, dilation, output_padding = map(frozen, (stride, padding, dilation, output_padding))
+    options = {
+        "stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "padding_mode": padding_mode,
+        "data_format": data_format, "weight_format": weight_format, "activation": frozen(activation),
+        "flip_kernel": flip_kernel, "precision": precision,
+    }  # fmt: skip
+    if op == "input_grad":
+        options["output_padding"] = output_padding
+    if not intercepted(x, w):  # a tracer's sizes may be symbols; there the operator checks what is known of them
+        _check(op, ndim, tuple(x.shape), tuple(w.shape), x.dtype, *options.items())
+
+    last = data_format == "channels_last" or data_format.endswith("C")
+    if last:
+        x, residual = (t if t is None else t.movedim(-1, -1 - ndim) for t in (x, residual))
+    if weight_format.endswith("IO"):
+        w = w.movedim((-1, -2), (0, 1))
+    elif weight_format.endswith("I"):
+        w = w.movedim(-1, 1)
+    if flip_kernel:
+        w = w.flip(list(range(2, 2 + ndim)))
+    batch = x.shape[: -1 - ndim]
+    if len(batch) != 1:
+        x = x.flatten(0, len(batch) - 1) if batch else x.unsqueeze(0)
+
+    stride, dilation, output_padding = (_per_axis(v, ndim) for v in (stride, dilation, output_padding))
+    kernel = w.shape[2:]
+    pairs = _pairs(padding, x.shape[2:], kernel, stride, dilation, op == "input_grad")
+    same = isinstance(padding, str) and padding.startswith("same")
+    size = [
+        _length(op, n, d * (k - 1) + 1, s, sum(pair), extra, same)
+        for n, k, s, d, pair, extra in zip(x.shape[2:], kernel, stride, dilation, pairs, output_padding, strict=True)
+    ]
+    flat = [n for pair in pairs for n in pair]
+    y = convolution(x, w, bias, op, size, groups, stride, flat, dilation, padding_mode, precision, algorithm, device)
+    if len(batch) != 1:
+        y = y.reshape(*batch, *y.shape[1:])
+    if residual is not None:
+        if residual.shape != y.shape:
+            raise ValueError(f"residual has shape {tuple(given['residual'].shape)}: expected that of the result")
+        y = (y + residual).to(y.dtype)
+    y = y.clamp(*activation) if isinstance(activation, (list, tuple)) else _ACTIVATIONS[activation](y)
+    return y.movedim(-1 - ndim, -1) if last else y
+
+
+def _autocast(device: str) -> bool:
+    return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+
+
+def _operand(name: str, value: Any, device: torch.device) -> Tensor | None:
+    """An operand as a tensor, of the dtype that autocast gives it."""
+    if value is None:
+        return None
+    tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
+    if tensor.device != device:
+        raise TypeError(f"{name} is on {tensor.device} and x on {device}: expected both on one device")
+    if _autocast(device.type) and tensor.is_floating_point() and tensor.dtype != torch.float64:
+        return tensor.to(torch.get_autocast_dtype(device.type))
+    return tensor
+
+
+@lru_cache(maxsize=4096, typed=True)
+def _check(
+    op: str, ndim: int, x_shape: tuple[int, ...], w_shape: tuple[int, ...], dtype: torch.dtype, *options: Any
+) -> None:
+    """Raise the error that fastconv has for these arguments."""
+    build = ConvProblem.forward if op == "forward" else ConvProblem.transposed
+    build(ndim, x_shape, w_shape, dtype=dtype_name(dtype), **dict(options))
+
+
+def _per_axis(option: Any, ndim: int) -> tuple[int, ...]:
+    return option if isinstance(option, tuple) else (option,) * ndim
+
+
+# ConvProblem knows the two rules below too, for numbers: a tracer's sizes may be symbols.
+
+
+def _pairs(padding: Any, size: Any, kernel: Any, stride: Any, dilation: Any, transposed: bool) -> list[tuple[int, int]]:
+    """How much is added before and behind each axis."""
+    if not isinstance(padding, str):
+        return [pad if isinstance(pad, tuple) else (pad, pad) for pad in _per_axis(padding, len(size))]
+    pairs = []
+    for n, k, s, d in zip(size, kernel, stride, dilation, strict=True):
+        reach = d * (k - 1)
+        if padding.startswith("same"):
+            exact = transposed or s == 1  # the stride divides the size
+            total = max(reach + 1 - s if exact else (-(-n // s) - 1) * s + reach + 1 - n, 0)
+            less, more = total // 2, total - total // 2
+            pairs.append((less, more) if padding == "same" else (more, less))
+        else:
+            pairs.append({"valid": (0, 0), "full": (reach, reach), "causal": (reach, 0)}[padding])
+    return pairs
+
+
+def _length(op: str, n: int, reach: int, stride: int, padding: int, extra: int, same: bool) -> int:
+    """Length of an axis of the result, of one of `n` under a kernel that covers `reach`."""
+    if op == "forward":
+        return max((n + padding - reach) // stride + 1, 0) if n == 0 else (n + padding - reach) // stride + 1
+    if n == 0:
+        return 0
+    restored = max(stride - reach, 0) if same else 0
+    return (n - 1) * stride - padding + reach + extra + restored

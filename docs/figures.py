@@ -85,8 +85,10 @@ def direct() -> None:
 
 
 def implicit_gemm() -> None:
-    """The staged input, the two tables into it, and the tile of pixels by vectors of output channels."""
-    staged, tables, tile = panels("what a task stages", "a patch is two tables", "the register tile")
+    """The staged input, the two tables into it, and the tile with output channels or pixels across its vectors."""
+    staged, tables, tile, turned = panels(
+        "what a task stages", "a patch is two tables", "channels across", "pixels across"
+    )
     for c in range(3):
         left, top = 4.5 + 2.2 * c, 1 + 1.3 * c
         grid(staged, left, top, 8, 6, EMPTY, 1.2)
@@ -108,17 +110,20 @@ def implicit_gemm() -> None:
         11.3,
         "places[p]: where a pixel's patch begins (stride 2)\noffsets[k]: where in a patch a tap lies",
     )
-    note(tables, 12, 13, "patches[p, k] = staged[places[p] + offsets[k]]")
+    note(tables, 12, 13, "patches[p, k] = lines[places[p] + offsets[k]]")
 
-    pixels, vectors, lanes = 6, 2, 6
-    for v in range(vectors):
-        left = 6 + v * (lanes + 0.5) * 1.2
-        grid(tile, left, 1.6, lanes, 1, WEIGHT, 1.2)
-        grid(tile, left, 3.6, lanes, pixels, OUTPUT, 1.2)
-    grid(tile, 4, 3.6, 1, pixels, INPUT, 1.2)
+    rows, vectors, lanes = 6, 2, 6
+    for axes, across, along in ((tile, WEIGHT, INPUT), (turned, INPUT, WEIGHT)):
+        for v in range(vectors):
+            left = 6 + v * (lanes + 0.5) * 1.2
+            grid(axes, left, 1.6, lanes, 1, across, 1.2)
+            grid(axes, left, 3.6, lanes, rows, OUTPUT, 1.2)
+        grid(axes, 4, 3.6, 1, rows, along, 1.2)
+        note(axes, 13.6, 12.4, "sums stay in registers\nwhile the taps of the block go by")
     note(tile, 13.6, 0.7, "weights of a tap, for 2 vectors of output channels")
     note(tile, 3.6, 7.2, "a broad-\ncast for\neach\npixel", "right")
-    note(tile, 13.6, 12.4, "pixels x output channels stay in registers\nwhile the taps of the block go by")
+    note(turned, 13.6, 0.7, "a tap of a panel: 2 vectors of pixels")
+    note(turned, 3.6, 7.2, "a broad-\ncast for\neach\nchannel", "right")
 
 
 def im2col() -> None:

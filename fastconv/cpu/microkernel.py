@@ -21,7 +21,7 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 
-from fastconv.cpu.emitting import INDEX, POINTER, addresses, itemsize, moved, vector_of
+from fastconv.cpu.emitting import INDEX, LANE, POINTER, addresses, define, itemsize, moved, vector_of
 from fastconv.cpu.jit import intrinsic
 from fastconv.machine import vector_bytes
 
@@ -183,18 +183,22 @@ def multiply_tile(  # type: ignore[no-untyped-def]
     return signature, generate
 
 
-def _define_pixels(module: ir.Module, number: ir.Type, lanes: int, pixels: int, vectors: int) -> ir.Function:
-    """The function for one shape of tile: (sums, pitch, start, start pitch, lines, places, offsets, taps, weights)."""
-    name = f"fastconv_pixels_{number}_{lanes}_{pixels}_{vectors}"
-    if name in module.globals:
-        return module.globals[name]
-    signature = ir.FunctionType(
-        ir.VoidType(), [POINTER, INDEX, POINTER, INDEX, POINTER, POINTER, POINTER, INDEX, POINTER]
-    )
-    function = ir.Function(module, signature, name)
-    function.linkage = "internal"
+def _define_pixels(
+    module: ir.Module, number: ir.Type, lanes: int, pixels: int, vectors: int, complete: bool
+) -> ir.Function:
+    """The function for one shape of tile.
+
+    Its arguments: (sums, pitch, start, start pitch, lines, places, offsets, taps, weights); if `complete`, also
+    (start step, least, most).
+    """
+    kinds = [POINTER, INDEX, POINTER, INDEX, POINTER, POINTER, POINTER, INDEX, POINTER]
+    kinds += [INDEX, number, number] if complete else []
+    function, there = define(module, f"fastconv_pixels_{number}_{lanes}_{pixels}_{vectors}_{complete}", kinds)
+    if there:
+        return function
     builder = ir.IRBuilder(function.append_basic_block())
-    sums, pitch, start, start_pitch, lines, places, offsets, taps, weights = function.args
+    sums, pitch, start, start_pitch, lines, places, offsets, taps, weights, *others = function.args
+    start_step, *limits = others or [INDEX(lanes)]
     vector, align = ir.VectorType(number, lanes), itemsize(number)
     bases = [
         moved(builder, lines, builder.load(moved(builder, places, INDEX(p), INDEX), typ=INDEX), number)
@@ -209,18 +213,39 @@ def _define_pixels(module: ir.Module, number: ir.Type, lanes: int, pixels: int, 
             [moved(builder, row, INDEX(v * lanes), number) for v in range(vectors)],
         )
 
-    def place(base: ir.Value, step: ir.Value, p: int, v: int) -> ir.Value:
-        return moved(builder, base, builder.add(builder.mul(step, INDEX(p)), INDEX(v * lanes)), number)
+    def place(base: ir.Value, row_pitch: ir.Value, step: ir.Value, p: int, v: int) -> ir.Value:
+        at = builder.add(builder.mul(row_pitch, INDEX(p)), builder.mul(step, INDEX(v)))
+        return moved(builder, base, at, number)
 
     first = {
-        (p, v): builder.load(place(start, start_pitch, p, v), align=align, typ=vector)
+        (p, v): builder.load(place(start, start_pitch, start_step, p, v), align=align, typ=vector)
         for p in range(pixels)
         for v in range(vectors)
     }
+    for p in range(pixels if complete else 0):  # sums may go to memory that is in no cache
+        _prefetch(builder, place(sums, pitch, INDEX(lanes), p, 0))
     for (p, v), total in sum_of_products(builder, taps, first, operands).items():
-        builder.store(total, place(sums, pitch, p, v), align=align)
+        builder.store(_clipped(builder, total, limits), place(sums, pitch, INDEX(lanes), p, v), align=align)
     builder.ret_void()
     return function
+
+
+def _prefetch(builder: ir.IRBuilder, place: ir.Value) -> None:
+    """Ask for the cache line of a place that will be written."""
+    from numba.core import cgutils
+
+    kind = ir.FunctionType(ir.VoidType(), [POINTER, LANE, LANE, LANE])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [place, LANE(1), LANE(3), LANE(1)])
+
+
+def _clipped(builder: ir.IRBuilder, total: ir.Value, limits: list[ir.Value]) -> ir.Value:
+    """A vector of real numbers between the limits; where there are none, or it is one of integers, as it is."""
+    if not limits or isinstance(total.type.element, ir.IntType):
+        return total
+    least, most = (vector_of(builder, limit, total.type.count) for limit in limits)
+    total = builder.select(builder.fcmp_ordered("<", total, least), least, total)  # so that NaN passes
+    return builder.select(builder.fcmp_ordered(">", total, most), most, total)
 
 
 @intrinsic
@@ -239,24 +264,52 @@ def multiply_pixels(  # type: ignore[no-untyped-def]
         memory, sums_at, pitch, start_at, start_pitch, lines, places, places_at, offsets, taps, weights, weights_at,
         pixels, vectors,
     )  # fmt: skip
-    lanes = vector_bytes() // np.dtype(str(memory.dtype)).itemsize
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         pointer = addresses(context, builder, signature, arguments)
-        number = context.get_value_type(signature.args[0].dtype)
         passed = (pointer(0, arguments[1]), arguments[2], pointer(0, arguments[3]), arguments[4], pointer(5),
                   pointer(6, arguments[7]), pointer(8), arguments[9], pointer(10, arguments[11]))  # fmt: skip
-        shape = builder.add(builder.mul(arguments[13], INDEX(tile_pixels() + 1)), arguments[12])
-        done = builder.append_basic_block("tile.done")
-        switch = builder.switch(shape, done)
-        for v in range(1, TILE_VECTORS + 1):
-            for p in range(1, tile_pixels() + 1):
-                case = builder.append_basic_block(f"tile.{p}.{v}")
-                switch.add_case(INDEX(v * (tile_pixels() + 1) + p), case)
-                builder.position_at_end(case)
-                builder.call(_define_pixels(builder.module, number, lanes, p, v), passed)
-                builder.branch(done)
-        builder.position_at_end(done)
+        _call_pixels(builder, context.get_value_type(memory.dtype), arguments[12:], passed, complete=False)
         return context.get_dummy_value()
 
     return signature, generate
+
+
+@intrinsic
+def complete_pixels(  # type: ignore[no-untyped-def]
+    typing_context, sums, sums_at, pitch, start, start_at, start_pitch, start_step, lines, lines_at, places, places_at,
+    offsets, taps, weights, weights_at, pixels, vectors, least, most,
+):  # fmt: skip
+    """As :func:`multiply_pixels`, but the start's vectors lie a `start_step` apart, and real sums are clipped."""
+    from numba import types
+
+    signature = types.void(
+        sums, sums_at, pitch, start, start_at, start_pitch, start_step, lines, lines_at, places, places_at, offsets,
+        taps, weights, weights_at, pixels, vectors, least, most,
+    )  # fmt: skip
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        pointer = addresses(context, builder, signature, arguments)
+        passed = (pointer(0, arguments[1]), arguments[2], pointer(3, arguments[4]), arguments[5],
+                  pointer(7, arguments[8]), pointer(9, arguments[10]), pointer(11), arguments[12],
+                  pointer(13, arguments[14]), arguments[6], *arguments[17:])  # fmt: skip
+        _call_pixels(builder, context.get_value_type(sums.dtype), arguments[15:17], passed, complete=True)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+def _call_pixels(builder: ir.IRBuilder, number: ir.Type, shape: Any, passed: Any, complete: bool) -> None:
+    """Call the function for the shape of tile at hand: pixels, vectors."""
+    pixels, vectors = shape
+    lanes = vector_bytes() // itemsize(number)
+    done = builder.append_basic_block("tile.done")
+    switch = builder.switch(builder.add(builder.mul(vectors, INDEX(tile_pixels() + 1)), pixels), done)
+    for v in range(1, TILE_VECTORS + 1):
+        for p in range(1, tile_pixels() + 1):
+            case = builder.append_basic_block(f"tile.{p}.{v}")
+            switch.add_case(INDEX(v * (tile_pixels() + 1) + p), case)
+            builder.position_at_end(case)
+            builder.call(_define_pixels(builder.module, number, lanes, p, v, complete), passed)
+            builder.branch(done)
+    builder.position_at_end(done)

@@ -97,10 +97,24 @@ class Correlation:
         row = (1, 1, self.positions)
         return replace(self, size=row, count=row)
 
+    def turned(self) -> Correlation:
+        """The same correlation with height and width exchanged, of views that are :func:`exchanged`."""
+        names = ("size", "kernel", "count", "stride", "dilation", "offset", "taps", "targets")
+        turned: dict[str, Any] = {}
+        for name in names:
+            depth, height, width = getattr(self, name)
+            turned[name] = depth, width, height
+        return replace(self, **turned)
+
     @once
     def whole(self) -> bool:
         """Whether this piece has all taps and all targets."""
         return self.taps == self.targets == (_ALL,) * 3
+
+
+def exchanged(view: Any) -> Any:
+    """A six-axis view with height and width exchanged."""
+    return view.transpose(0, 1, 2, 3, 5, 4)
 
 
 @lru_cache(maxsize=4096)

@@ -14,7 +14,7 @@ from promise import assert_kept
 
 from fastconv.accuracy import error
 from fastconv.arrays import named_dtype
-from fastconv.gpu import arguments, depthwise, direct, gathering, im2col, implicit_gemm, runtime, tiled
+from fastconv.gpu import arguments, depthwise, direct, gathering, im2col, implicit_gemm, runtime, tiled, winograd
 from fastconv.gpu.source import program
 from fastconv.lowering import GEOMETRY, Views, lower
 from fastconv.problem import Activation, ConvProblem
@@ -446,6 +446,7 @@ RECORDS = {
     "implicit_gemm.cu": {"Divisor": gathering.DIVISOR, "ImplicitGemm": implicit_gemm.IMPLICIT_GEMM},
     "splits.cu": {"Splits": implicit_gemm.SPLITS},
     "tiled.cu": {"Tap": gathering.TAP, "Tiled": tiled.TILED},
+    "winograd.cu": {"Winograd": winograd.WINOGRAD},
 }  # fmt: skip
 
 

@@ -11,10 +11,10 @@ from promise import assert_kept
 from strategies import make_operands, numpy_dtype
 
 from fastconv.accuracy import error
-from fastconv.cpu.winograd_transforms import POINTS, amplification, error_bound, matrices, reach, window_taps
 from fastconv.problem import OPS, PADDING_MODES, ConvProblem
 from fastconv.reference import reference
 from fastconv.registry import UNIT_ROUNDOFF, algorithms
+from fastconv.winograd import POINTS, amplification, error_bound, matrices, reach, window_taps
 
 BY_NAME = {a.name: a for a in algorithms("cpu")}
 WINDOWS = {"winograd4": 4, "winograd6": 6}

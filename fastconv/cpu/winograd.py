@@ -2,7 +2,7 @@
 
 The output is cut into tiles of m x m, each computed from a window of n x n inputs, n = m + r - 1 for r x r taps. With
 windows of 6 x 6, a 3 x 3 kernel takes 36 products for 16 outputs of a channel, not 144; a 5 x 5 kernel 36 for 4, not
-100. `winograd_transforms` has the arithmetic, and what it does to rounding errors.
+100. `fastconv.winograd` has the arithmetic, and what it does to rounding errors.
 
 Everything between input and output lies in scratch memory with channels side by side, so that all vectors are full
 however small the image. A task takes some tiles and some output channels of a group:
@@ -41,12 +41,12 @@ from fastconv.cpu.microkernel import TILE_VECTORS, padded, tile_pixels
 from fastconv.cpu.plan import PiecewisePlan
 from fastconv.cpu.weight_tiles import WeightTiles
 from fastconv.cpu.winograd_kernels import BLOCKING, CHUNK, compiled
-from fastconv.cpu.winograd_transforms import error_bound, reach, window_taps
 from fastconv.lowering import Correlation, lower
 from fastconv.machine import vector_bytes
 from fastconv.problem import ConvProblem, Triple
-from fastconv.registry import UNIT_ROUNDOFF, Plan, register
+from fastconv.registry import Plan, register
 from fastconv.settings import available_cores, get_num_threads
+from fastconv.winograd import spread, tolerance, why_not, windows
 
 _TILES = 64  # of a task
 _INPUTS = 256  # input channels (times kernel depth) transformed at once
@@ -67,7 +67,7 @@ class _Cut:
         self._correlation = c = correlation
         self._itemsize = accumulator.itemsize
         self.lanes, self._group = vector_bytes() // self._itemsize, _GROUP // self._itemsize
-        self.windows, self.taps = _windows(c, window), c.kernel[1:]
+        self.windows, self.taps = windows(c, window), c.kernel[1:]
         self._outputs = [n + 1 - taps for n, taps in zip(self.windows, self.taps, strict=True)]
         self._tiles = [_ceil(c.count[i + 1], self._outputs[i] * c.dilation[i + 1]) for i in (0, 1)]
         self._rows = c.batch * c.count[0] * self._tiles[0] * math.prod(min(c.dilation[i], c.count[i]) for i in (1, 2))
@@ -171,12 +171,6 @@ class _Cut:
         return Work(c.groups * _ceil(c.out_channels, self.tile), counts)
 
 
-def _windows(correlation: Correlation, window: int) -> tuple[int, int]:
-    """Windows along height and width."""
-    _, kernel_h, kernel_w = correlation.kernel
-    return (window if kernel_h > 1 else 1), (window if kernel_w > 1 else 1)
-
-
 class _WinogradPlan(PiecewisePlan):
     def __init__(self, problem: ConvProblem, window: int, workspace_limit: int) -> None:
         super().__init__(problem, lambda piece: _Cut(piece, window, self._accumulator, workspace_limit))
@@ -209,19 +203,7 @@ class _Winograd(CpuAlgorithm):
     window: ClassVar[int]
 
     def why_not(self, problem: ConvProblem) -> str | None:
-        if problem.accumulator_dtype not in ("float32", "float64"):
-            return f"its transforms are made for real floating-point numbers, not {problem.dtype}"
-        if problem.precision == "highest":
-            return "precision='highest' takes no transform, whose rounding errors grow"
-        for piece in lower(problem):
-            if max(piece.stride[1:]) > 1:
-                return "it computes stride 1 along height and width"
-            taps = [k for k in piece.kernel[1:] if k != 1]
-            if not piece.reduction:
-                return "it transforms at least one product"
-            if not taps or any(k not in window_taps(self.window) for k in taps):
-                return f"windows of {self.window} serve kernels of 2 to {self.window - 1} taps along height or width"
-        return None
+        return why_not(problem, self.window)
 
     def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:
         accumulator = named_dtype(problem.accumulator_dtype)
@@ -229,22 +211,10 @@ class _Winograd(CpuAlgorithm):
         return max((cut.scratch for cut in cuts), default=0) * accumulator.itemsize * min(get_num_threads(), _SHARES)
 
     def tolerance(self, problem: ConvProblem) -> float:
-        """That of the transforms (`winograd_transforms.error_bound`), and the rounding of the result."""
-        bounds = (
-            error_bound(_windows(piece, self.window), piece.kernel[1:], piece.in_channels * piece.kernel[0])
-            for piece in lower(problem)
-        )
-        rounding = UNIT_ROUNDOFF[problem.accumulator_dtype]
-        return max(bounds, default=0.0) * rounding + UNIT_ROUNDOFF[problem.result_dtype]
+        return tolerance(problem, self.window)
 
     def spread(self, problem: ConvProblem) -> Triple:
-        """That of the transforms (`winograd_transforms.reach`), in steps of the dilation."""
-        furthest = [0, 0, 0]
-        for piece in lower(problem):
-            for axis, window in enumerate(_windows(piece, self.window), start=1):
-                step = piece.dilation[axis] * (problem.stride[axis] if problem.op == "input_grad" else 1)
-                furthest[axis] = max(furthest[axis], reach(window, piece.kernel[axis]) * step)
-        return furthest[0], furthest[1], furthest[2]
+        return spread(problem, self.window)
 
     def plan(self, problem: ConvProblem, workspace_limit: int) -> Plan:
         return _WinogradPlan(problem, self.window, workspace_limit)

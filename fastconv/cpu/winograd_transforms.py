@@ -1,26 +1,14 @@
-"""The three transforms of Winograd's short convolutions, as vector code, and what they do to rounding errors.
+"""The three transforms of Winograd's short convolutions, as vector code.
 
-A correlation of r taps gives m outputs from a window of n = m + r - 1 inputs as ``A ((G w) * (B x))``: n products, not
-m r. Think of polynomials: B and G evaluate at n points, infinity among them, and A interpolates. So B depends on the
-window alone, and one window serves every number of taps: with n = 6, two to five of them give five to two outputs. In
-two dimensions each transform is applied along both axes, ``G w G'`` and so on.
-
-The points other than 0 and infinity come in pairs p, -p, so two rows (of A: columns) differ in every other sign alone:
-their half sum and half difference hold half of the coefficients each, and a butterfly makes the two of them. With
-p = 1/2 and 2 all coefficients but one are powers of two, whose products are exact.
-
-Winograd, "Arithmetic complexity of computations", SIAM, 1980; Lavin and Gray, "Fast algorithms for convolutional neural
-networks", CVPR 2016; Barabasz, Anderson, Soodhalter and Gregg, "Error analysis and improving the accuracy of Winograd
-convolution for deep neural networks", ACM TOMS 46(4), 2020.
+`fastconv.winograd` has their matrices. As the points come in pairs p, -p, two rows (of A: columns) differ in every
+other sign alone: their half sum and half difference hold half of the coefficients each, and a butterfly makes the two
+of them.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 from fractions import Fraction
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -29,102 +17,11 @@ from llvmlite import ir
 from fastconv.cpu.emitting import addresses
 from fastconv.cpu.jit import intrinsic
 from fastconv.machine import vector_bytes
+from fastconv.winograd import POINTS, matrices, window_taps
 
-Matrix = tuple[tuple[Fraction, ...], ...]
-
-#: Finite points, by length of the window. A window of one is no transform: a single point for a single tap.
-POINTS = {
-    1: (),
-    4: (Fraction(0), Fraction(1), Fraction(-1)),
-    6: (Fraction(0), Fraction(1, 2), Fraction(-1, 2), Fraction(2), Fraction(-2)),
-}
 _INPUT, _WEIGHT, _OUTPUT = range(3)  # of matrices()
 _MOST_TAPS = 5
 _INDEX, _POINTER = ir.IntType(64), ir.PointerType()
-
-
-def window_taps(window: int) -> range:
-    """Numbers of taps that a window serves: those for which it saves products, or the one of no transform."""
-    return range(2, window) if window > 1 else range(1, 2)
-
-
-@cache
-def matrices(window: int, taps: int) -> tuple[Matrix, Matrix, Matrix]:
-    """B, G and A of a window and a number of taps."""
-    points, one, zero = POINTS[window], Fraction(1), Fraction(0)
-    outputs = window + 1 - taps
-    others = [[q for q in points if q != p] for p in points]
-    inputs = [(*_with_roots(roots), zero) for roots in others] + [tuple(_with_roots(points))]
-    scales = [one / math.prod((p - q for q in roots), start=one) for p, roots in zip(points, others, strict=True)]
-    weights = [tuple(scale * p**k for k in range(taps)) for p, scale in zip(points, scales, strict=True)]
-    last = tuple(one if k == taps - 1 else zero for k in range(taps))
-    results = [(*(p**k for p in points), one if k == outputs - 1 else zero) for k in range(outputs)]
-    return tuple(inputs), (*weights, last), tuple(results)
-
-
-def _with_roots(roots: Sequence[Fraction]) -> list[Fraction]:
-    """Coefficients of the product of (t - root), from the constant on."""
-    product = [Fraction(1)]
-    for root in roots:
-        product = [a - root * b for a, b in zip([Fraction(0), *product], [*product, Fraction(0)], strict=True)]
-    return product
-
-
-# -- errors -----------------------------------------------------------------------------------------------------------
-
-
-@cache
-def amplification(window: int, taps: int) -> tuple[float, float]:
-    """How much larger than the products of the definition those of the transform are: see :func:`error_bound`.
-
-    Let M be the largest ``|x| conv |w|`` around the window. Component f of the sum over channels is at most
-    ``S[f] M``: the products ``|x[i]| |w[k]|`` of one i - k are terms of one ``|x| conv |w|``, so
-
-        S[f] = sum over d of max over i - k = d of  |B[f, i]| |G[f, k]|.
-
-    The two numbers are the largest ``sum over f of |A[p, f]| S[f]`` of any output p, and the Euclidean norm of these
-    terms in place of their sum.
-    """
-    inputs, weights, outputs = (np.abs(np.array(m, np.float64)) for m in matrices(window, taps))
-    components = np.zeros(window)
-    for f in range(window):
-        products = np.outer(inputs[f], weights[f][::-1])
-        components[f] = sum(np.diagonal(products, d).max(initial=0) for d in range(1 - window, taps))
-    terms = outputs * components
-    return float(terms.sum(1).max()), float(np.sqrt((terms**2).sum(1)).max())
-
-
-@cache
-def reach(window: int, taps: int) -> int:
-    """How far from an output the products ``x[i] w[k]`` may belong, at i - k, that a component of its sum holds."""
-    inputs, weights, outputs = matrices(window, taps)
-    return max(
-        abs(i - k - p)
-        for p, row in enumerate(outputs)
-        for f, (x, w) in enumerate(zip(inputs, weights, strict=True))
-        for i, k in itertools.product(range(window), range(taps))
-        if row[f] and x[i] and w[k]
-    )
-
-
-def error_bound(windows: Sequence[int], taps: Sequence[int], channels: int) -> float:
-    """What ``|y - exact|`` may be, in units of ``u M``, for a sum over so many channels.
-
-    Roundings are independent, so that their sum is at most 8 times the root of the sum of their squares, but for a
-    probability below 1e-12 (as in `registry.Algorithm.tolerance`). A rounding changes an output by at most
-    ``|A[p, f]| S[f] M`` for each component f that it reaches. Those of the sums over channels, and of the transforms
-    along the second axis, reach one component: their squares add up to the square of the Euclidean norm. Those of the
-    first axis reach all of a row, and those of the last sum all: there the terms themselves add up. A transform
-    rounds at most once for each element of the window, and once for its constant.
-    """
-    (row_sum, row_norm), (sums, norms) = (amplification(n, r) for n, r in zip(windows, taps, strict=True))
-    first, second = (n + 1 for n in windows)
-    squares = (channels + 2 * second) * (row_norm * norms) ** 2
-    squares += 3 * first * max(row_sum * norms, row_norm * sums) ** 2 + second * (row_sum * sums) ** 2
-    return 8 * math.sqrt(squares)
-
-
-# -- vector code ------------------------------------------------------------------------------------------------------
 
 
 def _half_sums(rows: Sequence[Sequence[Fraction]]) -> list[list[Fraction]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.gpu.runtime import KernelSpec, runtime
+from fastconv.problem import ConvProblem
 from fastconv.registry import Algorithm
 
 #: The smallest workspace limit that can be set: what needs more than this for one column or table must decline.
@@ -28,7 +30,17 @@ class GpuAlgorithm(Algorithm):
         """Every kernel that a plan can launch."""
 
 
-def launch_linear(spec: KernelSpec, threads: int, params: np.ndarray[Any, Any]) -> None:
+_TF32 = ("float32", "complex64")
+
+
+def cublas_rounds(problem: ConvProblem) -> str | None:
+    """Why a matrix product by cuBLAS would not be as exact as the problem asks for; None if it is."""
+    if problem.accumulator_dtype in _TF32 and problem.precision != "fast" and os.environ.get("CUPY_TF32") == "1":
+        return "CUPY_TF32=1 lets cuBLAS round float32 to 10 bits, which takes precision='fast'"
+    return None
+
+
+def launch_linear(spec: KernelSpec, threads: int, params: np.ndarray[Any, Any], block: int = _BLOCK) -> None:
     """Run a kernel whose threads are numbered in one row, and that walks over what its threads do not cover."""
-    blocks = min(-(-threads // _BLOCK), _MOST_BLOCKS)
-    runtime().launch(spec, (blocks, 1, 1), (_BLOCK, 1, 1), params)
+    blocks = min(-(-threads // block), _MOST_BLOCKS)
+    runtime().launch(spec, (blocks, 1, 1), (block, 1, 1), params)

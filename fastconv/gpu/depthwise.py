@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache, lru_cache
 from operator import itemgetter
@@ -22,7 +22,7 @@ from fastconv.arrays import named_dtype
 from fastconv.gpu.algorithm import GpuAlgorithm
 from fastconv.gpu.arguments import EPILOGUE, VIEW, epilogue, geometry, record, view
 from fastconv.gpu.runtime import KernelSpec, dtype_defines, runtime
-from fastconv.lowering import GEOMETRY, Correlation, lower
+from fastconv.lowering import GEOMETRY, Correlation, exchanged, lower
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 from fastconv.registry import Plan, register
@@ -109,16 +109,6 @@ def _staged(piece: Correlation, rows: int, columns: int) -> tuple[int, int]:
     return (rows - 1) * piece.stride[1] + height, (columns - 1) * piece.stride[2] + width
 
 
-def _turned(piece: Correlation) -> Correlation:
-    """The same correlation with height and width exchanged."""
-
-    def exchanged(axes: Any) -> Any:
-        return axes[0], axes[2], axes[1]
-
-    names = ("size", "kernel", "count", "stride", "dilation", "offset", "taps", "targets")
-    return replace(piece, **{name: exchanged(getattr(piece, name)) for name in names})
-
-
 def _parts(n: int, most: int) -> Iterator[int]:
     """The sizes of equal parts, no larger than `most`, into which `n` can be cut; each once."""
     size = min(n, most)
@@ -131,7 +121,7 @@ def _parts(n: int, most: int) -> Iterator[int]:
 def _tiles(piece: Correlation, channels_last: bool) -> Iterator[tuple[float, Tile, Correlation]]:
     """Every tile that fits: its work, and the piece turned as it is."""
     for turned in (False, True):
-        here = _turned(piece) if turned else piece
+        here = piece.turned() if turned else piece
         order = Order.CHANNELS_FASTEST if channels_last else Order.ROWS_FASTEST if turned else Order.COLUMNS_FASTEST
         for rows in _ROWS:
             for strips in _parts(-(-here.count[1] // rows), _THREADS):
@@ -194,8 +184,8 @@ class DepthwisePlan(Plan):
 
 
 def _oriented(array: Any, tile: Tile) -> Any:
-    """A six-axis view with height and width exchanged if the tile is turned."""
-    return array.transpose(0, 1, 2, 3, 5, 4) if tile.turned else array
+    """A six-axis view as the tile lies."""
+    return exchanged(array) if tile.turned else array
 
 
 class Depthwise(GpuAlgorithm):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.gpu.algorithm import LEAST_WORKSPACE, GpuAlgorithm, launch_linear
+from fastconv.gpu.algorithm import LEAST_WORKSPACE, GpuAlgorithm, cublas_rounds, launch_linear
 from fastconv.gpu.arguments import EPILOGUE, VIEW, Words, epilogue, geometry, record, view
 from fastconv.gpu.runtime import KernelSpec, dtype_defines, runtime
 from fastconv.lowering import GEOMETRY, Correlation, lower
@@ -119,7 +118,6 @@ def _spec(entry: str, dtype: str) -> KernelSpec:
     return KernelSpec("im2col.cu", entry, dtype_defines(dtype))
 
 
-_TF32 = ("float32", "complex64")
 _DTYPES = tuple(name for name in DTYPES if "int" not in name)
 
 
@@ -131,8 +129,9 @@ class Im2col(GpuAlgorithm):
     def why_not(self, problem: ConvProblem) -> str | None:
         if problem.dtype not in _DTYPES:
             return f"cuBLAS has no matrix product of {problem.dtype}"
-        if problem.accumulator_dtype in _TF32 and problem.precision != "fast" and os.environ.get("CUPY_TF32") == "1":
-            return "CUPY_TF32=1 lets cuBLAS round float32 to 10 bits, which takes precision='fast'"
+        rounds = cublas_rounds(problem)
+        if rounds is not None:
+            return rounds
         column = max((_column_bytes(p, problem.accumulator_dtype) for p in lower(problem)), default=0)
         if column > LEAST_WORKSPACE:
             return f"one column of patches takes {column} bytes, more than the smallest workspace ({LEAST_WORKSPACE})"

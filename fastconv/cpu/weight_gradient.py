@@ -392,6 +392,8 @@ class WeightGradient(CpuAlgorithm):
     def why_not(self, problem: ConvProblem) -> str | None:
         if problem.op != "weight_grad":
             return "it computes the gradients of weights alone"
+        if problem.activation.kind != "none":
+            return f"it applies no activation to a gradient, and {problem.activation.kind} is asked for"
         if not _in_place(problem) and _parts_bytes(problem) > _MOST_BYTES:
             return f"the sums, which it puts in order at the end, take {_parts_bytes(problem) >> 20} MiB"
         return None

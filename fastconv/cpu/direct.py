@@ -397,7 +397,7 @@ class Direct(CpuAlgorithm):
     running = CostModel(
         _work,
         {
-            "product": 2.15e-11, "tile": 5.9e-8, "staged": 1.5e-10, "row": 4e-8, "result": 1e-10, "scattered": 1.1e-9,
+            "product": 2.3e-11, "tile": 5.9e-8, "staged": 1.5e-10, "row": 4e-8, "result": 1e-10, "scattered": 1.1e-9,
             "task": 2.1e-7, "call": 1.3e-5,
         },
     )  # fmt: skip

@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
 # Tests, verifies and measures fastconv on a machine with a GPU; installs nothing and ends inside 8 minutes.
 #
-# Results go to $OUT if that is set, else to bench/results. Steps that fail are reported and make the exit status 1, but
-# the steps after them still run. PYTHON names the interpreter (default: python3).
+# Results, and what all steps said in gpu-check.log, go to $OUT if that is set, else to bench/results. Steps that fail
+# are reported and make the exit status 1, but the steps after them still run. PYTHON names the interpreter (default:
+# python3).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 out=${OUT:-bench/results}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 mkdir -p "$out"
+rm -f "$out/gpu-check.log"
 failed=()
 
 step() { # seconds, name, command...
     local limit=$1 name=$2
     shift 2
     echo "== $name: $*"
-    timeout --kill-after=5 "$limit" "$@" 2>&1 | tee "$out/gpu-$name.log"
+    timeout --kill-after=5 "$limit" "$@" 2>&1 | tee -a "$out/gpu-check.log"
     local status=${PIPESTATUS[0]}
     if [ "$status" -ne 0 ]; then
         failed+=("$name (status $status)")
@@ -44,7 +46,7 @@ from pathlib import Path
 
 print(f"{'network':24}{'layers':>8}  peer's time over fastconv's, geometric mean")
 for file in sorted(Path(sys.argv[1]).glob("gpu-*.json")):
-    rows = json.loads(file.read_text())["rows"]
+    rows = [row for run in json.loads(file.read_text())["runs"] for row in run["rows"]]
     means = []
     for peer in rows[0]["ratios"]:
         logs = [math.log(row["ratios"][peer]) for row in rows if row["ratios"][peer]]

@@ -266,6 +266,40 @@ def test_without_a_place_for_files_kernels_are_compiled_in_memory(sandbox, tmp_p
     assert finished(sandbox("float32")) == finished(sandbox("float32")) == "compiled"
 
 
+NUMBA_BESIDE = """
+import numpy as np, numba
+
+@numba.njit
+def before(n):
+    words = {}
+    for i in range(n):
+        words[i] = str(i)
+    return len(words) + np.linalg.norm(np.ones(n))
+
+assert before(4) == 6
+import fastconv
+x, w = np.ones((1, 4, 8, 8), np.float32), np.ones((4, 4, 3, 3), np.float32)
+for algorithm in ("direct", "depthwise"):
+    assert (fastconv.conv2d(x, w, algorithm=algorithm) == 36).all()
+
+@numba.njit(parallel=True)
+def after(n):
+    total = 0.0
+    for i in numba.prange(n):
+        total += np.sqrt(i)
+    return np.sort(np.array([total, 1.0]))
+
+assert after(3)[0] == 1
+assert before(4) == 6
+"""
+
+
+def test_kernels_and_the_users_own_numba_leave_each_other_alone(tmp_path):
+    """Numba keeps much of what it knows in one place for the whole process."""
+    environment = os.environ | {"FASTCONV_CACHE_DIR": str(tmp_path), "NUMBA_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", NUMBA_BESIDE], env=environment, check=True, timeout=300)
+
+
 def nothing(n):
     """A kernel."""
 

@@ -31,6 +31,7 @@ from numba.core.typed_passes import (
     NopythonTypeInference,
     PreLowerStripPhis,
 )
+from numba.core.types import Dispatcher as Dispatched
 from numba.core.untyped_passes import FixupArgs, GenericRewrites, IRProcessing, ReconstructSSA, TranslateByteCode
 
 NAME = "fastconv"
@@ -86,6 +87,12 @@ class _Context(CPUContext):  # type: ignore[misc]
             self.install_registry(builtin_registry)  # the first takes intrinsics, and this one is always looked at
             self.install_registry(mathimpl.registry)
             self._is_loaded = True
+
+    def get_constant_generic(self, builder: Any, kind: Any, value: Any) -> Any:
+        # Once somebody in the process has used numba.njit, Numba would have helpers as objects of the process.
+        if isinstance(kind, Dispatched):
+            return self.get_dummy_value()
+        return super().get_constant_generic(builder, kind, value)
 
     def post_lowering(self, module: Any, library: Any) -> None:
         rewrite_module(module, self.fastmath)  # and no run-time library

@@ -72,6 +72,12 @@ class Correlation:
         return self.batch * self.groups * self.out_channels * self.positions * self.reduction
 
     @once
+    def reach(self) -> int:
+        """The largest number that arithmetic on indices along an axis comes to, padding counted."""
+        axes = zip(self.size, self.kernel, self.dilation, self.count, self.stride, self.offset, strict=True)
+        return max(max(n, k * d + t * s + abs(low)) for n, k, d, t, s, low in axes)
+
+    @once
     def geometry(self) -> np.ndarray:
         """A one-element array of :data:`GEOMETRY`."""
         record = np.zeros(1, GEOMETRY)

@@ -16,6 +16,10 @@ from fastconv.registry import Algorithm
 #: The smallest workspace limit that can be set: what needs more than this for one column or table must decline.
 LEAST_WORKSPACE = 1 << 20
 
+#: Coordinates along an axis, and positions of an image, are 32-bit numbers in most kernels: what reaches further than
+#: this must decline.
+MOST_INDEX = 1 << 30
+
 _BLOCK = 256
 _MOST_BLOCKS = 1 << 16  # enough to fill any GPU
 

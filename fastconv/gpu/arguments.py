@@ -23,7 +23,8 @@ EPILOGUE = np.dtype(
 
 Words = tuple[int, ...]
 
-_NO_VIEW: Words = (0,) * 7  # a null pointer
+#: Stands for a view that a kernel does not read: a null pointer.
+NO_VIEW: Words = (0,) * 7
 
 
 def record(dtype: np.dtype[Any], **fields: Words | int) -> np.ndarray[Any, Any]:
@@ -55,7 +56,7 @@ def epilogue(problem: ConvProblem, bias: Any, residual: Any) -> Words:
     """What is done to a sum before it is written; `bias` and `residual` may be None."""
     return (
         0 if bias is None else runtime().address(bias),
-        *(_NO_VIEW if residual is None else view(residual)),
+        *(NO_VIEW if residual is None else view(residual)),
         *_activation(problem.activation),
     )
 

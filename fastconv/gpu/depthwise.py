@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.arrays import named_dtype
-from fastconv.gpu.algorithm import GpuAlgorithm
+from fastconv.gpu.algorithm import MOST_INDEX, GpuAlgorithm
 from fastconv.gpu.arguments import EPILOGUE, VIEW, epilogue, geometry, record, view
 from fastconv.gpu.runtime import KernelSpec, dtype_defines, runtime
 from fastconv.lowering import GEOMETRY, Correlation, exchanged, lower
@@ -59,7 +59,6 @@ _RUN = 4  # taps
 # divides the image sizes of most networks.
 _ROWS = (7, 15)
 
-_MOST = 1 << 30  # coordinates are 32-bit numbers in the kernel
 _MOST_BLOCKS = (1 << 31) - 1
 
 # Estimated, not measured: instructions that staging or writing an element takes; loads from shared memory go at a
@@ -199,9 +198,8 @@ class Depthwise(GpuAlgorithm):
         for piece, cut in zip(lower(problem), _cut(problem), strict=True):
             if piece.out_channels > _THREADS:
                 return f"{piece.out_channels} output channels in a group, more than a block has threads ({_THREADS})"
-            axes = zip(piece.size, piece.kernel, piece.dilation, piece.count, piece.stride, piece.offset, strict=True)
-            if max(max(n, k * d + t * s + abs(low)) for n, k, d, t, s, low in axes) > _MOST:
-                return f"an axis of more than {_MOST} elements"
+            if piece.reach > MOST_INDEX:
+                return f"an axis of more than {MOST_INDEX} elements"
             if cut is None:
                 return f"the input of a thread's results is more than the {_STAGED} elements of shared memory"
             if cut[1].blocks(cut[2]) > _MOST_BLOCKS:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastconv.gpu.algorithm import LEAST_WORKSPACE
+from fastconv.gpu.algorithm import LEAST_WORKSPACE, MOST_INDEX
 from fastconv.gpu.arguments import Words, element_strides
 from fastconv.gpu.runtime import runtime
 from fastconv.lowering import Correlation, lower
@@ -24,17 +24,14 @@ TAP = np.dtype([("offset", np.int64), ("w", np.int32), ("h", np.int16), ("d", np
 #: Orders of a table's entries: every product, with channels or taps changing fastest, or the taps of channel 0 alone.
 Order = Literal["channels of taps", "taps of channels", "taps"]
 
-_MOST = 1 << 30  # coordinates along an axis, positions of an image and products of a sum: 32-bit numbers in the kernels
-_MOST_TAP = (1 << 15, 1 << 15, _MOST)  # of a tap along depth, height and width
+_MOST_TAP = (1 << 15, 1 << 15, MOST_INDEX)  # of a tap along depth, height and width
 
 
 def why_no_table(problem: ConvProblem, order: Order) -> str | None:
     """Why a table of that order cannot describe `problem`; None if it can."""
     for piece in lower(problem):
-        axes = zip(piece.size, piece.kernel, piece.dilation, piece.count, piece.stride, piece.offset, strict=True)
-        reach = max(max(n, k * d + t * s + abs(low)) for n, k, d, t, s, low in axes)
-        if max(reach, piece.positions, piece.batch, piece.reduction) > _MOST:
-            return f"a batch, an axis, an image or a sum of more than {_MOST} elements"
+        if max(piece.reach, piece.positions, piece.batch, piece.reduction) > MOST_INDEX:
+            return f"a batch, an axis, an image or a sum of more than {MOST_INDEX} elements"
         taps = [k * d for k, d in zip(piece.kernel, piece.dilation, strict=True)]
         if any(tap > most for tap, most in zip(taps, _MOST_TAP, strict=True)):
             return f"a kernel that reaches over more than {_MOST_TAP[0]} elements in depth or height"

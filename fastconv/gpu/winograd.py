@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fastconv.gpu.algorithm import LEAST_WORKSPACE, GpuAlgorithm, cublas_rounds, launch_linear
-from fastconv.gpu.arguments import EPILOGUE, VIEW, Words, epilogue, geometry, record, view
+from fastconv.gpu.algorithm import LEAST_WORKSPACE, MOST_INDEX, GpuAlgorithm, cublas_rounds, launch_linear
+from fastconv.gpu.arguments import EPILOGUE, NO_VIEW, VIEW, Words, epilogue, geometry, record, view
 from fastconv.gpu.runtime import KernelSpec, dtype_defines, runtime
 from fastconv.lowering import GEOMETRY, Correlation, exchanged, lower
 from fastconv.machine import Machine
@@ -24,13 +24,10 @@ from fastconv.winograd import Matrix, matrices, spread, tolerance, why_not, wind
 
 _ENTRIES = ("transform_weights", "transform_windows", "transform_sums")
 _MOST_WINDOW, _MOST_TAPS, _THREADS = 6, 5, 128  # in cuda/winograd.cu
-_MOST = 1 << 30  # coordinates and indices of tiles are 32-bit numbers in the kernels
 _COST_WORKSPACE = 64 << 20
 
 # Estimated, not measured: the share of the peak at which cuBLAS runs these products.
 _EFFICIENCY = 0.6
-
-_NOWHERE: Words = (0,) * 7  # of a view that a kernel does not read
 
 
 _NUMBERS = _MOST_WINDOW * _MOST_WINDOW + 2 * _MOST_WINDOW * _MOST_TAPS
@@ -157,7 +154,7 @@ class WinogradPlan(Plan):
         """Parameters of a kernel; what it does not read is zero."""
         numbers, (high, wide) = self._numbers[index]
         absent: dict[str, Words | int] = dict.fromkeys(("weights", "windows", "sums", "first", "tiles"), 0)
-        absent |= dict.fromkeys(("x", "w", "y"), _NOWHERE) | {"epilogue": epilogue(self.problem, None, None)}
+        absent |= dict.fromkeys(("x", "w", "y"), NO_VIEW) | {"epilogue": epilogue(self.problem, None, None)}
         return record(
             WINOGRAD,
             **absent | fields,
@@ -190,8 +187,8 @@ class _Winograd(GpuAlgorithm):
         if reason is not None:
             return reason
         for cut in self._cuts(problem):
-            if max(cut.tiles, *cut.piece.size) > _MOST:
-                return f"more than {_MOST} tiles, or elements along an axis"
+            if max(cut.tiles, cut.piece.reach) > MOST_INDEX:
+                return f"more than {MOST_INDEX} tiles, or elements along an axis"
             if cut.tile_bytes > LEAST_WORKSPACE:
                 return f"one tile takes {cut.tile_bytes} bytes, more than the smallest workspace ({LEAST_WORKSPACE})"
         return None

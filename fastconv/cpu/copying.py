@@ -17,7 +17,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from fastconv.cpu.emitting import BYTE, INDEX, LANE, POINTER, counted, data_of, define, itemsize, moved
+from fastconv.cpu.emitting import BYTE, INDEX, LANE, POINTER, call_chosen, counted, data_of, define, itemsize, moved
 from fastconv.cpu.jit import intrinsic
 from fastconv.machine import vector_bytes
 
@@ -67,14 +67,20 @@ def define_copy(module: ir.Module, number: ir.Type, parts: int, spread: bool) ->
     return function
 
 
-def _emit_copy(context: Any, builder: ir.IRBuilder, kinds: Any, arguments: Any, parts: int, spread: bool) -> None:
-    """Call the function; `kinds` are the types of target and source, `arguments` those of :func:`split_planes`."""
-    target, first, apart, slot, pitch, source, begin, *bytes_and_counts = arguments
+def _call_copy(
+    context: Any, builder: ir.IRBuilder, kinds: Any, arguments: Any, choices: Iterable[int], spread: bool
+) -> None:
+    """Call the function for one of several numbers of parts.
+
+    `kinds` are the types of target and source, `arguments` those of :func:`split_planes`.
+    """
+    target, first, apart, slot, pitch, source, begin, *bytes_and_counts, parts = arguments
     number = context.get_data_type(kinds[0].dtype)
     to = data_of(context, builder, kinds[0], target, number, first)
     from_ = data_of(context, builder, kinds[1], source, BYTE, begin)
     steps = [builder.mul(step, INDEX(itemsize(number))) for step in (apart, slot, pitch)]
-    builder.call(define_copy(builder.module, number, parts, spread), (to, *steps, from_, *bytes_and_counts))
+    copies = {count: define_copy(builder.module, number, count, spread) for count in choices}
+    call_chosen(builder, parts, copies, (to, *steps, from_, *bytes_and_counts))
 
 
 @intrinsic
@@ -88,27 +94,11 @@ def copy_planes(  # type: ignore[no-untyped-def]
     from numba import types
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        arguments = *arguments[:2], INDEX(0), *arguments[2:]
-        _emit_copy(context, builder, (target, source), arguments, 1, spread=False)
+        arguments = *arguments[:2], INDEX(0), *arguments[2:], INDEX(1)
+        _call_copy(context, builder, (target, source), arguments, [1], spread=False)
         return context.get_dummy_value()
 
     return types.void(target, first, slot, pitch, source, begin, leap, stride, planes, rows, length), generate
-
-
-def _choose_copy(
-    context: Any, builder: ir.IRBuilder, kinds: Any, arguments: Any, parts: ir.Value, choices: Iterable[int],
-    spread: bool,
-) -> None:  # fmt: skip
-    """Call the function for one of several numbers of parts."""
-    done = builder.append_basic_block("copy.done")
-    switch = builder.switch(parts, done)
-    for choice in choices:
-        case = builder.append_basic_block(f"copy.{choice}")
-        switch.add_case(INDEX(choice), case)
-        builder.position_at_end(case)
-        _emit_copy(context, builder, kinds, arguments, choice, spread)
-        builder.branch(done)
-    builder.position_at_end(done)
 
 
 @intrinsic
@@ -122,8 +112,7 @@ def split_planes(  # type: ignore[no-untyped-def]
     from numba import types
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        *passed, parts = arguments
-        _choose_copy(context, builder, (target, source), passed, parts, SPLITS, spread=False)
+        _call_copy(context, builder, (target, source), arguments, SPLITS, spread=False)
         return context.get_dummy_value()
 
     return (
@@ -143,10 +132,9 @@ def spread_planes(  # type: ignore[no-untyped-def]
     from numba import types
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        *passed, parts = arguments
         lanes = vector_bytes() // itemsize(context.get_data_type(target.dtype))
         choices = [1 << k for k in range(lanes.bit_length())]
-        _choose_copy(context, builder, (target, source), passed, parts, choices, spread=True)
+        _call_copy(context, builder, (target, source), arguments, choices, spread=True)
         return context.get_dummy_value()
 
     return (

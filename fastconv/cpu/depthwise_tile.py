@@ -20,7 +20,18 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 
-from fastconv.cpu.emitting import BYTE, INDEX, POINTER, counted, data_of, define, itemsize, moved, vector_of
+from fastconv.cpu.emitting import (
+    BYTE,
+    INDEX,
+    POINTER,
+    call_chosen,
+    counted,
+    data_of,
+    define,
+    itemsize,
+    moved,
+    vector_of,
+)
 from fastconv.cpu.jit import intrinsic
 from fastconv.cpu.microkernel import multiply_add
 from fastconv.machine import vector_bytes
@@ -146,15 +157,8 @@ def convolve_strip(  # type: ignore[no-untyped-def]
             data(0, arguments[1], BYTE), *arguments[2:5], data(5, arguments[6]), *arguments[7:9], data(9), data(10),
             data(11, arguments[12]), data(13, arguments[14]), limits,
         )  # fmt: skip
-        done = builder.append_basic_block("strip.done")
-        switch = builder.switch(_field(builder, passed[7], "height"), done)
-        for rows in HEIGHTS:
-            case = builder.append_basic_block(f"strip.{rows}")
-            switch.add_case(INDEX(rows), case)
-            builder.position_at_end(case)
-            builder.call(_define_strip(builder.module, number, rows, spread), passed)
-            builder.branch(done)
-        builder.position_at_end(done)
+        strips = {rows: _define_strip(builder.module, number, rows, spread) for rows in HEIGHTS}
+        call_chosen(builder, _field(builder, passed[7], "height"), strips, passed)
         return context.get_dummy_value()
 
     return signature, generate

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from fastconv.cpu.emitting import INDEX, POINTER, addresses, define, itemsize, moved, vector_of
+from fastconv.cpu.emitting import INDEX, POINTER, addresses, call_chosen, define, itemsize, moved, vector_of
 from fastconv.cpu.jit import intrinsic
 from fastconv.cpu.microkernel import sum_of_products, tile_channels, tile_vectors
 from fastconv.machine import vector_bytes
@@ -130,15 +130,8 @@ def complete_row(  # type: ignore[no-untyped-def]
         limits = builder.select(arguments[13], address(12), POINTER(None))
         passed = (address(0, arguments[1]), arguments[2], address(3), address(4), arguments[5],
                   address(6, arguments[7]), arguments[9], address(10, arguments[11]), limits)  # fmt: skip
-        done = builder.append_basic_block("row.done")
-        switch = builder.switch(arguments[8], done)
-        for channels in range(1, tile_channels() + 1):
-            case = builder.append_basic_block(f"row.{channels}")
-            switch.add_case(INDEX(channels), case)
-            builder.position_at_end(case)
-            builder.call(_define_row(builder.module, number, channels), passed)
-            builder.branch(done)
-        builder.position_at_end(done)
+        rows = {count: _define_row(builder.module, number, count) for count in range(1, tile_channels() + 1)}
+        call_chosen(builder, arguments[8], rows, passed)
         return context.get_dummy_value()
 
     return signature, generate

@@ -56,6 +56,19 @@ def counted(builder: ir.IRBuilder, start: ir.Value, stop: ir.Value, step: int = 
     builder.position_at_end(done)
 
 
+def call_chosen(builder: ir.IRBuilder, choice: ir.Value, functions: dict[int, ir.Function], passed: Any) -> None:
+    """Call the function whose key the choice is at run time; none, if it is no key."""
+    done = builder.append_basic_block("choice.done")
+    switch = builder.switch(choice, done)
+    for key, function in functions.items():
+        case = builder.append_basic_block(f"choice.{key}")
+        switch.add_case(choice.type(key), case)
+        builder.position_at_end(case)
+        builder.call(function, passed)
+        builder.branch(done)
+    builder.position_at_end(done)
+
+
 def addresses(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Callable[..., ir.Value]:
     """For the arguments of an intrinsic: a function that gives the address of element `at` of array number `k`."""
 

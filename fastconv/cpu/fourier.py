@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from fastconv.cpu.emitting import INDEX, POINTER, addresses, define, vector_of
+from fastconv.cpu.emitting import INDEX, POINTER, addresses, call_chosen, define, vector_of
 from fastconv.cpu.jit import inline, intrinsic
 from fastconv.machine import vector_bytes
 
@@ -290,15 +290,8 @@ def butterflies(  # type: ignore[no-untyped-def]
         vector = _vector(context, signature.args[1])
         passed = (address(1, arguments[2]), address(1, arguments[3]), arguments[4], address(5, arguments[6]),
                   address(5, arguments[7]), *arguments[8:11], address(11, arguments[12]))  # fmt: skip
-        end = builder.append_basic_block("pass.done")
-        switch = builder.switch(arguments[0], end)
-        for count in RADICES:
-            case = builder.append_basic_block(f"pass.{count}")
-            switch.add_case(INDEX(count), case)
-            builder.position_at_end(case)
-            builder.call(_define_pass(builder.module, vector, count), passed)
-            builder.branch(end)
-        builder.position_at_end(end)
+        passes = {count: _define_pass(builder.module, vector, count) for count in RADICES}
+        call_chosen(builder, arguments[0], passes, passed)
         return context.get_dummy_value()
 
     return signature, generate

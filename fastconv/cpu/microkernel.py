@@ -21,7 +21,7 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 
-from fastconv.cpu.emitting import INDEX, LANE, POINTER, addresses, define, itemsize, moved, vector_of
+from fastconv.cpu.emitting import INDEX, LANE, POINTER, addresses, call_chosen, define, itemsize, moved, vector_of
 from fastconv.cpu.jit import intrinsic
 from fastconv.machine import vector_bytes
 
@@ -169,15 +169,8 @@ def multiply_tile(  # type: ignore[no-untyped-def]
         number = context.get_value_type(sums.dtype)
         passed = (pointer(0, arguments[1]), arguments[2], pointer(3), pointer(4), arguments[5],
                   pointer(6, arguments[7]), arguments[9])  # fmt: skip
-        done = builder.append_basic_block("tile.done")
-        switch = builder.switch(arguments[8], done)
-        for count in range(1, tile_channels() + 1):
-            case = builder.append_basic_block(f"tile.{count}")
-            switch.add_case(INDEX(count), case)
-            builder.position_at_end(case)
-            builder.call(_define(builder.module, number, lanes, count), passed)
-            builder.branch(done)
-        builder.position_at_end(done)
+        tiles = {count: _define(builder.module, number, lanes, count) for count in range(1, tile_channels() + 1)}
+        call_chosen(builder, arguments[8], tiles, passed)
         return context.get_dummy_value()
 
     return signature, generate
@@ -303,13 +296,9 @@ def _call_pixels(builder: ir.IRBuilder, number: ir.Type, shape: Any, passed: Any
     """Call the function for the shape of tile at hand: pixels, vectors."""
     pixels, vectors = shape
     lanes = vector_bytes() // itemsize(number)
-    done = builder.append_basic_block("tile.done")
-    switch = builder.switch(builder.add(builder.mul(vectors, INDEX(tile_pixels() + 1)), pixels), done)
-    for v in range(1, TILE_VECTORS + 1):
-        for p in range(1, tile_pixels() + 1):
-            case = builder.append_basic_block(f"tile.{p}.{v}")
-            switch.add_case(INDEX(v * (tile_pixels() + 1) + p), case)
-            builder.position_at_end(case)
-            builder.call(_define_pixels(builder.module, number, lanes, p, v, complete), passed)
-            builder.branch(done)
-    builder.position_at_end(done)
+    tiles = {
+        v * (tile_pixels() + 1) + p: _define_pixels(builder.module, number, lanes, p, v, complete)
+        for v in range(1, TILE_VECTORS + 1)
+        for p in range(1, tile_pixels() + 1)
+    }
+    call_chosen(builder, builder.add(builder.mul(vectors, INDEX(tile_pixels() + 1)), pixels), tiles, passed)

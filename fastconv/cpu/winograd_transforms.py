@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from fastconv.cpu.emitting import addresses
+from fastconv.cpu.emitting import addresses, call_chosen
 from fastconv.cpu.jit import intrinsic
 from fastconv.machine import vector_bytes
 from fastconv.winograd import POINTS, matrices, window_taps
@@ -120,17 +120,15 @@ def _transform(kind: int) -> Any:
             number = context.get_value_type(signature.args[2].dtype)
             passed = (pointer(2, arguments[3]), *arguments[4:6], pointer(6, arguments[7]), *arguments[8:])
             shape = builder.add(builder.mul(arguments[0], _INDEX(_MOST_TAPS + 1)), arguments[1])
-            done = builder.append_basic_block("transform.done")
-            switch = builder.switch(shape, done)
-            for size in POINTS:
-                for r in window_taps(size):
-                    case = builder.append_basic_block("transform")
-                    switch.add_case(_INDEX(size * (_MOST_TAPS + 1) + r), case)
-                    builder.position_at_end(case)
-                    same = 1 if kind == _INPUT else r  # B is the same for any number of taps
-                    builder.call(_define(builder.module, number, lanes, size, same, kind), passed)
-                    builder.branch(done)
-            builder.position_at_end(done)
+            functions = {
+                # the input's matrix B is the same for any number of taps
+                size * (_MOST_TAPS + 1) + r: _define(
+                    builder.module, number, lanes, size, 1 if kind == _INPUT else r, kind
+                )
+                for size in POINTS
+                for r in window_taps(size)
+            }
+            call_chosen(builder, shape, functions, passed)
             return context.get_dummy_value()
 
         return signature, generate

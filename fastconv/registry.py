@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from fastconv.lowering import Views, lower
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem, Triple
+from fastconv.settings import USUAL_WORKSPACE
 
 #: unit roundoff: half the distance from 1 to the next number
 UNIT_ROUNDOFF = {
@@ -80,7 +81,7 @@ class Algorithm(ABC):
 
     def apply(
         self, problem: ConvProblem, a: Any, b: Any, out: Any, bias: Any = None, residual: Any = None,
-        workspace_limit: int = 64 << 20,
+        workspace_limit: int = USUAL_WORKSPACE,
     ) -> None:  # fmt: skip
         """Compute `problem` into `out`: plan, pack and run at once, with arrays already of the right dtype."""
         plan, views = self.plan(problem, workspace_limit), Views(problem)

@@ -10,9 +10,12 @@ from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
+#: Limit of scratch memory at first, in bytes; predictions always assume it, as they must not depend on the limit.
+USUAL_WORKSPACE = 64 << 20
+
 _override: ContextVar[int | None] = ContextVar("fastconv_threads", default=None)
 _threads: int | None = None
-_workspace_limit = 64 << 20
+_workspace_limit = USUAL_WORKSPACE
 _recycling_limit = 256 << 20
 
 

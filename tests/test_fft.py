@@ -10,11 +10,12 @@ from strategies import make_operands, numpy_dtype
 
 import fastconv
 from fastconv.cpu import fourier
-from fastconv.cpu.fft_tiling import USUAL_WORKSPACE, cuts
+from fastconv.cpu.fft_tiling import cuts
 from fastconv.cpu.jit import Kernel, array, integer
 from fastconv.dispatch import choose
 from fastconv.problem import ConvProblem
 from fastconv.registry import algorithms
+from fastconv.settings import USUAL_WORKSPACE
 
 FFT = next(a for a in algorithms("cpu") if a.name == "fft")
 

@@ -57,13 +57,14 @@ from fastconv.arrays import named_dtype
 from fastconv.cpu import direct, fft_kernels, fourier, parallel
 from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.costs import CostModel, Work
-from fastconv.cpu.fft_tiling import PACKING, RUNNING, USUAL_WORKSPACE, Cut, cuts
+from fastconv.cpu.fft_tiling import PACKING, RUNNING, Cut, cuts
 from fastconv.cpu.jit import array, contiguous_taps, integer, records
 from fastconv.cpu.microkernel import tile_channels
 from fastconv.cpu.plan import PiecewisePlan
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.problem import ConvProblem, Triple
 from fastconv.registry import UNIT_ROUNDOFF, Plan, register
+from fastconv.settings import USUAL_WORKSPACE
 
 _TOLERANCE = 4.0  # times what a sum of products promises, beyond which precision="high" declines
 _ALL = (slice(None),) * 3

@@ -29,8 +29,6 @@ from fastconv.registry import UNIT_ROUNDOFF
 from fastconv.remembering import once
 from fastconv.settings import available_cores, get_num_threads
 
-#: The workspace for which a problem is judged: its choice of algorithm must not depend on a setting.
-USUAL_WORKSPACE = 64 << 20
 _MOST_TAPS = 256 << 20  # bytes of the spectra of a weight
 _TASK = 1 << 18  # bytes of spectra that a task holds at once, where one alone is not longer
 _LEAST_GAIN = 1.15  # tiles are worth trying down to this many times the reach

@@ -31,15 +31,13 @@ from fastconv.cpu.rows import add_row, read_row, write_row
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.problem import ConvProblem
 from fastconv.registry import Plan, register
-from fastconv.settings import available_cores, get_num_threads
+from fastconv.settings import USUAL_WORKSPACE, available_cores, get_num_threads
 
 _TILE = 1 << 20  # bytes of patches (all groups) in a tile, about the L2 cache
 _LEAST, _MOST = 64, 1024  # positions (or output channels): fewer starve the GEMM, more only cost memory
 _PARTS = 4  # of the output channels of a fully connected layer, for each core
 _SHARES = 16  # a tile takes at most this part of the workspace: so many threads may hold one
 _LONGEST = 4 << 20  # bytes of the patches of a single position, beyond which there is nothing to tile
-
-_COST_WORKSPACE = 64 << 20  # of predictions, which must not depend on the limit
 
 
 def _pack(cols, x, n, begin, end, geometry, half):  # type: ignore[no-untyped-def]
@@ -197,7 +195,7 @@ def _work(problem: ConvProblem) -> Iterable[Work]:
             }
             yield Work(_parts(piece), counts)
             continue
-        tasks = piece.batch * -(-piece.positions // _tile(piece, 4, _COST_WORKSPACE))
+        tasks = piece.batch * -(-piece.positions // _tile(piece, 4, USUAL_WORKSPACE))
         positions = piece.batch * piece.groups * piece.positions
         counts = {
             "product": piece.macs,

@@ -45,7 +45,7 @@ from fastconv.lowering import Correlation, lower
 from fastconv.machine import vector_bytes
 from fastconv.problem import ConvProblem, Triple
 from fastconv.registry import Plan, register
-from fastconv.settings import available_cores, get_num_threads
+from fastconv.settings import USUAL_WORKSPACE, available_cores, get_num_threads
 from fastconv.winograd import spread, tolerance, why_not, windows
 
 _TILES = 64  # of a task
@@ -53,7 +53,6 @@ _INPUTS = 256  # input channels (times kernel depth) transformed at once
 _GROUP = 64  # bytes of channels that are staged, and written, together: a cache line
 _INPUTS_BY_TASK = 128  # the same where a task transforms its weights: both are to be in L2
 _SHARES = 16  # a task takes at most this part of the workspace: so many threads may run one
-_COST_WORKSPACE = 64 << 20
 
 
 def _ceil(a: int, b: int) -> int:
@@ -223,7 +222,7 @@ class _Winograd(CpuAlgorithm):
 def _cuts(problem: ConvProblem, window: int) -> list[_Cut]:
     """For predictions."""
     accumulator = named_dtype(problem.accumulator_dtype)
-    return [_Cut(piece, window, accumulator, _COST_WORKSPACE) for piece in lower(problem)]
+    return [_Cut(piece, window, accumulator, USUAL_WORKSPACE) for piece in lower(problem)]
 
 
 def _running(window: int) -> CostModel:

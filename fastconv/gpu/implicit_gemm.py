@@ -33,6 +33,7 @@ from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 from fastconv.registry import UNIT_ROUNDOFF, Plan, register
+from fastconv.settings import USUAL_WORKSPACE
 
 IMPLICIT_GEMM = np.dtype(
     [
@@ -443,7 +444,7 @@ class ImplicitGemm(GpuAlgorithm):
         if runtime().capability() in _CONSUMER:
             rate *= _CONSUMER_RATE
         for piece in lower(problem):
-            config = self._config(problem, piece, 64 << 20, machine.cores)
+            config = self._config(problem, piece, USUAL_WORKSPACE, machine.cores)
             launches = 2 if config.splits > 1 else 1
             seconds += launches * machine.launch + 2 * config.work / (machine.flops * rate)
         return seconds

@@ -20,11 +20,11 @@ from fastconv.lowering import GEOMETRY, Correlation, exchanged, lower
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem, Triple
 from fastconv.registry import Plan, register
+from fastconv.settings import USUAL_WORKSPACE
 from fastconv.winograd import Matrix, matrices, spread, tolerance, why_not, windows
 
 _ENTRIES = ("transform_weights", "transform_windows", "transform_sums")
 _MOST_WINDOW, _MOST_TAPS, _THREADS = 6, 5, 128  # in cuda/winograd.cu
-_COST_WORKSPACE = 64 << 20
 
 # Estimated, not measured: the share of the peak at which cuBLAS runs these products.
 _EFFICIENCY = 0.6
@@ -209,7 +209,7 @@ class _Winograd(GpuAlgorithm):
     def cost(self, problem: ConvProblem, machine: Machine) -> float:
         seconds = 0.0
         for cut in self._cuts(problem):
-            shares = -(-cut.tiles // cut.tiles_at_once(_COST_WORKSPACE))
+            shares = -(-cut.tiles // cut.tiles_at_once(USUAL_WORKSPACE))
             products = cut.components * cut.tiles * cut.lines * cut.piece.out_channels * cut.piece.groups
             moved = 2 * cut.tile_bytes * cut.tiles  # written once, read once
             seconds += 3 * shares * machine.launch + moved / machine.bandwidth

@@ -67,9 +67,9 @@ __device__ inline Complex<T> load(Complex<T> v) {
     return v;
 }
 
-template <class T>
-__device__ inline void store(T& to, T v) {
-    to = v;
+template <class T, class V>
+__device__ inline void store(T& to, V v) {
+    to = (T)v;
 }
 
 __device__ inline void store(float16& to, float v) { to.bits = narrow_half(v); }

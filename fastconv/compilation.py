@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
+from fastconv.gpu import pooling
 from fastconv.gpu.algorithm import GpuAlgorithm
 from fastconv.gpu.runtime import KernelSpec
 from fastconv.gpu.source import program
@@ -84,14 +85,20 @@ def compile_all(architectures: Sequence[int] = ARCHITECTURES, processes: int = 2
 
 
 def programs(architecture: int = ARCHITECTURES[-1]) -> list[tuple[KernelSpec, ...]]:
-    """Every kernel of the registered GPU algorithms that an architecture can run, those of one program together."""
+    """Every kernel that an architecture can run, those of one program together."""
     together: dict[tuple[str, tuple[str, ...]], list[KernelSpec]] = {}
+    for spec in variants():
+        if spec.capability <= architecture:
+            together.setdefault((spec.file, spec.options), []).append(spec)
+    return [tuple(specs) for specs in together.values()]
+
+
+def variants() -> Iterator[KernelSpec]:
+    """Every kernel that can be launched: those of the registered GPU algorithms, and of pooling."""
     for algorithm in algorithms("gpu"):
         assert isinstance(algorithm, GpuAlgorithm)
-        for spec in algorithm.variants():
-            if spec.capability <= architecture:
-                together.setdefault((spec.file, spec.options), []).append(spec)
-    return [tuple(specs) for specs in together.values()]
+        yield from algorithm.variants()
+    yield from pooling.variants()
 
 
 def compile_program(specs: Sequence[KernelSpec], architecture: int) -> list[Compiled]:

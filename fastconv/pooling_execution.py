@@ -44,7 +44,7 @@ def apply(
 def pool(problem: PoolProblem, x: Any, out: Any, with_indices: bool, device: str) -> tuple[Any, Any]:
     """Pool a NumPy or CuPy array, into `out` unless that is None; also gives indices, or None."""
     xp = library(device)
-    empty = recycling.empty if xp is np else xp.empty
+    empty = recycling.empty if device == "cpu" else xp.empty
     indices = empty(problem.y_shape, np.dtype(np.int64)) if with_indices else None
     y = empty(problem.y_shape, x.dtype) if out is None else out
     if y.size == 0:
@@ -69,10 +69,15 @@ def library(device: str) -> Any:
     """The library of a device's arrays."""
     if device == "cpu":
         return np
-    raise TypeError("x is on a GPU: pooling is computed for arrays in host memory; bring it there (cupy.asnumpy)")
+    from fastconv.gpu.runtime import runtime
+
+    return runtime().xp
 
 
 def _plan(problem: PoolProblem, with_indices: bool, device: str) -> Any:
-    from fastconv.cpu import pooling
+    if device == "cpu":
+        from fastconv.cpu import pooling
+    else:
+        from fastconv.gpu import pooling  # type: ignore[no-redef]
 
     return pooling.plan(problem, with_indices)

@@ -14,9 +14,12 @@ from promise import assert_kept
 
 from fastconv.accuracy import error
 from fastconv.arrays import named_dtype
+from fastconv.compilation import variants
 from fastconv.gpu import arguments, depthwise, direct, gathering, im2col, implicit_gemm, runtime, tiled, winograd
+from fastconv.gpu.pooling import POOLING, SCATTER
 from fastconv.gpu.source import program
 from fastconv.lowering import GEOMETRY, Views, lower
+from fastconv.pooling_problem import WINDOW
 from fastconv.problem import Activation, ConvProblem
 from fastconv.registry import algorithms
 from fastconv.sampling import random_operands, random_problem, random_values
@@ -444,6 +447,8 @@ RECORDS = {
     },
     "im2col.cu": {"Tile": im2col.TILE, "Pack": im2col.PACK, "Unpack": im2col.UNPACK},
     "implicit_gemm.cu": {"Divisor": gathering.DIVISOR, "ImplicitGemm": implicit_gemm.IMPLICIT_GEMM},
+    "pooling.cu": {"Window": WINDOW, "Pooling": POOLING},
+    "scatter.cu": {"Scatter": SCATTER},
     "splits.cu": {"Splits": implicit_gemm.SPLITS},
     "tiled.cu": {"Tap": gathering.TAP, "Tiled": tiled.TILED},
     "winograd.cu": {"Winograd": winograd.WINOGRAD},
@@ -461,7 +466,7 @@ def test_records_are_laid_out_alike_on_both_sides(emulated, file):
             statements.append(f"__builtin_offsetof({struct}, {name})")
     body = " ".join(f"p.out[{i}] = {statement};" for i, statement in enumerate(statements))
     kernel = f'struct Out {{ long long* out; }};\nextern "C" __global__ void layout(const Out p) {{ {body} }}'
-    options = next(s.options for a in ALGORITHMS.values() for s in a.variants() if s.file == file)
+    options = next(spec.options for spec in variants() if spec.file == file)
     out = np.zeros(len(expected), np.int64)
     emulated.launch_text(
         f"{program(file)}\n{kernel}", "layout", (1, 1, 1), (1, 1, 1), np.array([out.ctypes.data]), options

@@ -4,9 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from promise import assert_kept
+from test_pooling import assert_right, calls
 
 import fastconv
+from fastconv import pooling_reference
 from fastconv.arrays import named_dtype
 from fastconv.dispatch import choose
 from fastconv.gpu import implicit_gemm, runtime
@@ -135,6 +139,53 @@ def test_numpy_arrays_can_be_sent_to_the_gpu(cupy):
     y = fastconv.conv1d(x, w, device="gpu")
     assert isinstance(y, np.ndarray)
     np.testing.assert_array_equal(y, np.full((1, 3, 6), 8))
+
+
+@pytest.mark.parametrize("kind", ["max", "avg", "lp"])
+def test_pooling(cupy, kind):
+    @settings(max_examples=100)
+    @given(call=calls(kind))
+    def check(call):
+        name, x, arguments, problem = call
+        if problem.dtype != "bfloat16":  # CuPy has none
+            result = getattr(fastconv, name)(cupy.asarray(x), **arguments)
+            # CUDA's powers are right to 4 units in the last place, 8 roundings: one for the sum, one for the root.
+            assert_right(problem, result.get(), x, roundings=24)
+
+    check()
+
+
+@settings(max_examples=100)
+@given(call=calls("max"), seed=st.integers(0, 2**16))
+def test_indices_of_maxima_and_the_way_back(cupy, call, seed):
+    name, x, arguments, problem = call
+    assume("int" not in problem.dtype and problem.dtype != "bfloat16")
+    _, indices = getattr(fastconv, name)(cupy.asarray(x), return_indices=True, **arguments)
+    np.testing.assert_array_equal(indices.get(), pooling_reference.indices(problem, x))
+    gradient = cupy.asarray(np.random.default_rng(seed).integers(-9, 9, indices.shape).astype(x.dtype))
+    back = getattr(fastconv.grad, f"{name.removeprefix('adaptive_')}_input")
+    data_format = arguments["data_format"]
+    results = [back(x.shape, indices, gradient, data_format=data_format).get() for _ in range(2)]
+    # Small integers, whose sums are exact.
+    np.testing.assert_array_equal(results[0], pooling_reference.gradient(problem, x, gradient.get()).astype(x.dtype))
+    assert results[0].tobytes() == results[1].tobytes()
+
+
+def test_gradient_of_averages(cupy):
+    gradient = np.random.default_rng(1).standard_normal((2, 3, 5, 6))
+    expected = fastconv.grad.avg_pool2d_input((2, 3, 9, 11), gradient, 3, 2, 1)
+    result = fastconv.grad.avg_pool2d_input((2, 3, 9, 11), cupy.asarray(gradient), 3, 2, 1)
+    np.testing.assert_allclose(result.get(), expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "complex64"])
+def test_patches_as_columns_and_back(cupy, dtype):
+    x = np.random.default_rng(1).integers(-9, 9, (2, 3, 10, 12)).astype(dtype)
+    arguments = {"kernel_size": (3, 2), "dilation": (1, 2), "padding": (1, 0), "stride": (2, 1)}
+    columns = fastconv.unfold(cupy.asarray(x), **arguments)
+    np.testing.assert_array_equal(columns.get(), fastconv.unfold(x, **arguments))
+    image = fastconv.fold(columns, (10, 12), **arguments)
+    np.testing.assert_array_equal(image.get(), fastconv.fold(columns.get(), (10, 12), **arguments))
 
 
 @pytest.mark.slow

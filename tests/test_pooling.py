@@ -64,8 +64,8 @@ def calls(draw, kind):
     return form, x, arguments | options, problem
 
 
-def assert_right(problem, result, x):
-    """Maxima exactly; sums within the rounding of as many additions, a power and a root."""
+def assert_right(problem, result, x, roundings=6):
+    """Maxima exactly; sums within the rounding of as many additions, and `roundings` of a power and a root."""
     exact = pooling_reference.pool(problem, x)
     assert result.shape == exact.shape
     assert result.dtype == x.dtype
@@ -73,7 +73,7 @@ def assert_right(problem, result, x):
         np.testing.assert_array_equal(result.astype(exact.dtype), exact)
         return
     terms = math.prod(axis.windows()["taps"].max(initial=1) for axis in problem.axes)
-    unit = UNIT_ROUNDOFF[problem.accumulator_dtype] * (terms + 6)
+    unit = UNIT_ROUNDOFF[problem.accumulator_dtype] * (terms + roundings)
     size = pooling_reference.pool(problem, np.abs(x.astype(np.float64)))
     least = np.finfo(problem.accumulator_dtype).tiny
     if problem.dtype in ("float16", "bfloat16"):

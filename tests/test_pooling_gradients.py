@@ -82,6 +82,7 @@ WRONG = {
     "other channels": (("max_pool2d_input", (1, 2, 8, 8), np.zeros(ONES.shape, int), ONES), ValueError, "input_size"),
     "not indices": (("max_pool2d_input", (1, 3, 8, 8), ONES, ONES), TypeError, "indices have dtype float64"),
     "far indices": (("max_pool2d_input", (1, 3, 8, 8), np.full(ONES.shape, 64), ONES), ValueError, "expected 0 to 63"),
+    "complex": (("max_pool2d_input", (1, 3, 8, 8), np.zeros(ONES.shape, int), ONES * 1j), TypeError, "expected a real"),
     "other result": (("avg_pool2d_input", (1, 3, 8, 8), ONES, 3), ValueError, r"expected \(1, 3, 2, 2\)"),
     "dtypes": (("lp_pool2d_input", np.ones((1, 3, 8, 8), np.float32), ONES, 2, 2), TypeError, "x has dtype float32"),
 }

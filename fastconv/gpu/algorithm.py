@@ -44,7 +44,9 @@ def cublas_rounds(problem: ConvProblem) -> str | None:
     return None
 
 
-def launch_linear(spec: KernelSpec, threads: int, params: np.ndarray[Any, Any], block: int = _BLOCK) -> None:
-    """Run a kernel whose threads are numbered in one row, and that walks over what its threads do not cover."""
-    blocks = min(-(-threads // block), _MOST_BLOCKS)
+def launch_linear(
+    spec: KernelSpec, threads: int, params: np.ndarray[Any, Any], block: int = _BLOCK, most: int = _MOST_BLOCKS
+) -> None:
+    """Run a kernel whose threads are numbered in one row, and that walks over what its `most` blocks do not cover."""
+    blocks = min(-(-threads // block), most)
     runtime().launch(spec, (blocks, 1, 1), (block, 1, 1), params)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -73,6 +73,9 @@ class Runtime(Protocol):
         """Run a kernel; `params` is a one-element structured array, its only parameter, passed by value."""
 
 
+T = TypeVar("T", bound=Runtime)
+
+
 class CupyRuntime:
     """NVRTC through CuPy, which keeps what it compiled on disk; kernels run on CuPy's current device and stream."""
 
@@ -121,12 +124,12 @@ def runtime() -> Runtime:
 
 
 @contextmanager
-def use(other: Runtime) -> Iterator[None]:
+def use(other: T) -> Iterator[T]:
     """Put another runtime in CuPy's place inside a ``with`` block, for the whole process."""
     global _current
     before, _current = _current, other
     try:
-        yield
+        yield other
     finally:
         _current = before
 

@@ -40,13 +40,19 @@ def scatter(ndim: int, input_size: Any, indices: Any, grad_output: Any, data_for
     positions = math.prod(size)
     if found.size and not (int(found.min()) >= 0 and int(found.max()) < positions):
         raise ValueError(f"indices reach from {found.min()} to {found.max()}: expected 0 to {positions - 1}")
+    if gradient.dtype.kind == "c":
+        raise TypeError(f"grad_output has dtype {gradient.dtype}: expected a real one, as max pooling has")
     names = "grad_output", "grad_output"
     accumulator = named_dtype(DTYPES[compute_dtype(gradient.dtype, gradient.dtype, names)][1])
     flat = (math.prod(batch) * (1 if layout.channels_last else channels), -1, channels if layout.channels_last else 1)
-    xp = library(kind.device)
-    result = xp.zeros((flat[0], positions, flat[2]), accumulator)
-    image, _, channel = np.ogrid[: flat[0], :1, : flat[2]]
-    xp.add.at(result, (xp.asarray(image), found.reshape(flat), xp.asarray(channel)), gradient.reshape(flat))
+    if kind.device == "gpu":
+        from fastconv.gpu import pooling
+
+        result = pooling.scatter(gradient.reshape(flat), found.reshape(flat), positions)
+    else:
+        result = np.zeros((flat[0], positions, flat[2]), accumulator)
+        image, _, channel = np.ogrid[: flat[0], :1, : flat[2]]
+        np.add.at(result, (image, found.reshape(flat), channel), gradient.reshape(flat))
     return kind.give(result.astype(gradient.dtype, copy=False).reshape(layout.join(batch, channels, size)))
 
 

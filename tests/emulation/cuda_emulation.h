@@ -22,11 +22,14 @@
 #define __launch_bounds__(...)
 #define __syncthreads() emulation::wait(emulation::AT_BLOCK, __LINE__)
 #define __syncwarp() emulation::wait(emulation::AT_WARP, __LINE__)
+#define __shfl_sync(mask, value, from) emulation::exchange(mask, value, from, __LINE__)
 #define __shfl_xor_sync(mask, value, with) emulation::exchange(mask, value, emulation::lane() ^ (with), __LINE__)
 #define __shfl_down_sync(mask, value, by) emulation::exchange(mask, value, emulation::lane() + (by), __LINE__)
 
 using std::erfc;
 using std::exp;
+using std::pow;
+using std::sqrt;
 using std::tanh;
 
 struct dim3 {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +15,7 @@ from fastconv.problem import ConvProblem, compute_dtype
 from fastconv.registry import Algorithm, algorithms
 
 if TYPE_CHECKING:
+    from fastconv.offloading import Schedule
     from fastconv.remembered import Record
 
 DEVICES = ("auto", "cpu", "gpu")
@@ -113,15 +113,22 @@ def _gpu_pays(problem: ConvProblem, prepared: bool) -> bool:
     on_cpu = estimate(choose(problem, "cpu", prepared=prepared), problem, prepared=prepared).seconds
     if on_cpu < _GPU_WORTH_ASKING or why_no_gpu() is not None:
         return False
-    x, w = problem.operand_shapes
-    moved = (x, problem.result_shape) if prepared else (x, w, problem.result_shape)
-    transfer = sum(map(math.prod, moved)) * named_dtype(problem.dtype).itemsize / machine.gpu().transfer
-    on_gpu = estimate(choose(problem, "gpu", prepared=prepared), problem, prepared=prepared).seconds
-    return on_cpu > _GPU_ADVANTAGE * (on_gpu + transfer)
+    return on_cpu > _GPU_ADVANTAGE * offloading(problem, prepared=prepared).seconds
+
+
+def offloading(problem: ConvProblem, algorithm: str = "auto", *, prepared: bool = False) -> Schedule:
+    """How to compute a problem whose arrays are in host memory on a GPU, and how long that takes."""
+    from fastconv.gpu.runtime import runtime
+    from fastconv.offloading import schedule
+
+    there = estimate(choose(problem, "gpu", algorithm, prepared=prepared), problem, prepared=prepared)
+    return schedule(problem, there.seconds, runtime().transfers(), prepared=prepared)
 
 
 class Execution:
     """A problem with its algorithm planned: checks the arrays, views them, runs the kernel.
+
+    All arrays but the weight and the bias must live on the algorithm's device.
 
     Parameters
     ----------
@@ -137,6 +144,8 @@ class Execution:
         self.plan = algorithm.plan(computed, settings.workspace_limit())
         #: Names the form of a packed weight: executions with equal ones can share it.
         self.pack_key = self.device, computed.dtype, self.plan.pack_key
+        self._xp = library(self.device)
+        self._empty = recycling.empty if self.device == "cpu" else self._xp.empty
         self._views = Views(computed)
         self._folds = folds(problem)
         self._computed = computed.result_shape, named_dtype(computed.result_dtype)
@@ -154,7 +163,7 @@ class Execution:
     def __call__(
         self, x: Any, w: Any, bias: Any = None, residual: Any = None, out: Any = None, *, packed: Any = None
     ) -> Any:
-        """Run on NumPy or CuPy arrays of the problem's shapes; `packed` spares packing `w`."""
+        """Run on arrays of the problem's shapes; `packed` spares packing `w`."""
         if bias is not None:
             self._check("bias", bias, self._channels)
         if residual is not None:
@@ -162,9 +171,10 @@ class Execution:
         if out is not None:
             operands = {"x": x, "w": w, "bias": bias, "residual": residual}
             check_out(out, self._shape, self._result_dtype, {k: v for k, v in operands.items() if v is not None})
-        if packed is None:
-            packed = self.pack(w)
-        home = np if isinstance(x, np.ndarray) else None
+        return self._run(x, self.pack(w) if packed is None else packed, bias, residual, out)
+
+    def _run(self, x: Any, packed: Any, bias: Any, residual: Any, out: Any) -> Any:
+        """Compute from checked arrays, of this execution's device, and a packed weight."""
         x = self._bring(x, self._dtype)
         bias = None if bias is None else self._contiguous(self._bring(bias, self._bias_dtype))
         residual = None if residual is None else self._views.result(self._bring(residual, self._result_dtype))
@@ -172,8 +182,6 @@ class Execution:
         self.plan.run(self._views.source(x), packed, target, bias, residual)
         if self._folds:
             result = self._contiguous(fold(self.problem, result).astype(self._result_dtype, copy=False))
-        if self.device == "gpu" and home is np:
-            result = _cupy().asnumpy(result)
         if out is None:
             return result
         if result is not out:
@@ -189,7 +197,7 @@ class Execution:
     def _bring(self, array: Any, dtype: np.dtype[Any]) -> Any:
         """The array on this execution's device, with that dtype."""
         if self.device == "gpu" and isinstance(array, np.ndarray):
-            array = _cupy().asarray(array)
+            array = self._xp.asarray(array)
         return array if array.dtype is dtype or array.dtype == dtype else array.astype(dtype)
 
     def _contiguous(self, array: Any) -> Any:
@@ -197,20 +205,21 @@ class Execution:
 
     def _target(self, out: Any) -> tuple[Any, Any]:
         """The array to fill and the kernel's view of it: `out` itself, or a new one where its axes cannot merge."""
-        xp = np if self.device == "cpu" else _cupy()
-        if out is not None and isinstance(out, xp.ndarray):
+        if out is not None:
             view = self._views.result(out)
-            if out.size == 0 or xp.may_share_memory(view, out):
+            if out.size == 0 or self._xp.may_share_memory(view, out):
                 return out, view
-        empty = recycling.empty if xp is np else xp.empty
-        result = empty(*self._computed)
+        result = self._empty(*self._computed)
         return result, self._views.result(result)
 
 
-def _cupy() -> Any:
-    import cupy
+def library(device: str) -> Any:
+    """The library of a device's arrays."""
+    if device == "cpu":
+        return np
+    from fastconv.gpu.runtime import runtime
 
-    return cupy
+    return runtime().xp
 
 
 @lru_cache(maxsize=4096)
@@ -219,7 +228,12 @@ def _execution(
 ) -> Execution:
     computed = unfolded(problem)
     at = place(computed, device, home, prepared=prepared)
-    return Execution(problem, choose(computed, at, algorithm, prepared=prepared))
+    chosen = choose(computed, at, algorithm, prepared=prepared)
+    if at == home:
+        return Execution(problem, chosen)
+    from fastconv.offloading import Offloaded
+
+    return Offloaded(problem, chosen, offloading(computed, algorithm, prepared=prepared).images)
 
 
 def choose_anew() -> None:

@@ -17,7 +17,6 @@ class Machine:
     flops: float  # float32 multiply-adds of all cores, counted as two operations
     bandwidth: float = 0.0  # of a GPU's memory
     launch: float = 0.0  # seconds to launch a GPU kernel
-    transfer: float = 0.0  # between host and GPU
 
 
 @cache
@@ -44,8 +43,8 @@ def cpu() -> Machine:
 def gpu() -> Machine:
     """The CUDA device that is current at the first call, from what CuPy says of it.
 
-    The peak is multiprocessors x clock x float32 lanes. The launch time and the rate over PCI Express are what such
-    machines usually have, not measured here.
+    The peak is multiprocessors x clock x float32 lanes. The launch time is what such machines usually have, not
+    measured here.
     """
     import cupy
 
@@ -57,7 +56,7 @@ def gpu() -> Machine:
     flops = 2.0 * cores * lanes * kilohertz * 1e3
     # Memory transfers twice in a clock, over a bus given in bits.
     bandwidth = 2e3 * about["MemoryClockRate"] * about["GlobalMemoryBusWidth"] / 8
-    return Machine(cores, flops, bandwidth, launch=5e-6, transfer=1.2e10)
+    return Machine(cores, flops, bandwidth, launch=5e-6)
 
 
 def cpu_model() -> str:

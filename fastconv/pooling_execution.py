@@ -9,7 +9,7 @@ import numpy as np
 
 from fastconv import recycling
 from fastconv.arrays import check_out
-from fastconv.dispatch import adopt_all
+from fastconv.dispatch import adopt_all, library
 from fastconv.parsing import Triple
 from fastconv.pooling_problem import PoolProblem
 
@@ -63,15 +63,6 @@ def images(p: PoolProblem, a: Any, size: Triple) -> Any:
     if p.channels_last:
         return a.reshape(p.batch, 1, *size, p.channels)
     return a.reshape(p.batch, p.channels, *size, 1)
-
-
-def library(device: str) -> Any:
-    """The library of a device's arrays."""
-    if device == "cpu":
-        return np
-    from fastconv.gpu.runtime import runtime
-
-    return runtime().xp
 
 
 def _plan(problem: PoolProblem, with_indices: bool, device: str) -> Any:

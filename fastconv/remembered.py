@@ -65,9 +65,19 @@ def remember(problem: ConvProblem, device: str, record: Record) -> None:
     OSError
         If the folder cannot be written to.
     """
-    path = _path(problem, device)
+    write(_path(problem, device), {"problem": str(plain(problem)), **record._asdict()})
+
+
+def write(path: Path, found: dict[str, Any]) -> None:
+    """Write a file in one piece.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written to.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"problem": str(plain(problem)), **record._asdict()}, indent=1)
+    text = json.dumps(found, indent=1)
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     try:
         with open(handle, "w", encoding="utf-8") as file:
@@ -92,7 +102,7 @@ class _File(NamedTuple):
 
 
 def _path(problem: ConvProblem, device: str) -> Path:
-    return folder() / _version(device) / f"{_digest(repr(plain(problem)).encode())}.json"
+    return folder() / _version(device) / f"{digest(repr(plain(problem)).encode())}.json"
 
 
 def _read(path: Path) -> _File | None:
@@ -133,11 +143,12 @@ def _version(device: str) -> str:
         from fastconv.gpu.source import directory
 
         sources += sorted(directory().iterdir(), key=lambda file: file.name)
-    return _digest(machine.identity(device).encode(), *(file.read_bytes() for file in sources))
+    return digest(machine.identity(device).encode(), *(file.read_bytes() for file in sources))
 
 
-def _digest(*parts: bytes) -> str:
-    digest = hashlib.sha256()
+def digest(*parts: bytes) -> str:
+    """A name for what is in all parts."""
+    hashed = hashlib.sha256()
     for part in parts:
-        digest.update(part)
-    return digest.hexdigest()[:24]
+        hashed.update(part)
+    return hashed.hexdigest()[:24]

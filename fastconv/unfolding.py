@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.arrays import adopt, named_dtype
+from fastconv.dispatch import library
 from fastconv.parsing import per_axis
 from fastconv.problem import DTYPES, ConvProblem, compute_dtype
 
@@ -60,7 +61,7 @@ def unfold(x: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride
     problem = _problem(x.shape, kernel, x.dtype, dilation, padding, stride)
     taps, places = math.prod(kernel), math.prod(problem.out_size)
     images = x.reshape(problem.batch, problem.in_channels, *problem.size)
-    columns = _library(kind)(images.shape[:2] + problem.kernel + problem.out_size, x.dtype)
+    columns = library(kind.device).zeros(images.shape[:2] + problem.kernel + problem.out_size, x.dtype)
     for tap, met, sources in _meetings(problem):
         columns[(..., *tap, *met)] = images[(..., *sources)]
     return kind.give(columns.reshape(*problem.batch_shape, problem.in_channels * taps, places))
@@ -114,7 +115,7 @@ def fold(x: Any, output_size: Any, kernel_size: Any, dilation: Any = 1, padding:
         )
     columns = x.reshape(problem.batch, channels, *problem.kernel, *problem.out_size)
     wide = x.dtype if x.dtype.kind in "iu" else named_dtype(problem.accumulator_dtype)
-    image = _library(kind)((problem.batch, channels, *problem.size), wide)
+    image = library(kind.device).zeros((problem.batch, channels, *problem.size), wide)
     for tap, met, sources in _meetings(problem):
         image[(..., *sources)] += columns[(..., *tap, *met)]
     return kind.give(image.astype(x.dtype, copy=False).reshape(problem.x_shape))
@@ -155,12 +156,3 @@ def meeting(start: int, stride: int, count: int, size: int) -> tuple[slice, slic
     high = max(min((size - 1 - start) // stride + 1, count), low)
     first = start + low * stride
     return slice(low, high), slice(first, max(first + (high - low - 1) * stride + 1, first), stride)
-
-
-def _library(kind: Any) -> Any:
-    """The function that makes arrays of zeros where arrays of this kind live."""
-    if kind.device == "cpu":
-        return np.zeros
-    import cupy
-
-    return cupy.zeros

@@ -13,8 +13,9 @@ import fastconv
 from fastconv import pooling_reference
 from fastconv.arrays import named_dtype
 from fastconv.dispatch import choose
-from fastconv.gpu import implicit_gemm, runtime
+from fastconv.gpu import implicit_gemm, runtime, transfers
 from fastconv.gpu.runtime import why_no_gpu
+from fastconv.offloading import Offloaded
 from fastconv.problem import ConvProblem
 from fastconv.registry import algorithms
 from fastconv.sampling import random_layout, random_operands, random_problem
@@ -139,6 +140,22 @@ def test_numpy_arrays_can_be_sent_to_the_gpu(cupy):
     y = fastconv.conv1d(x, w, device="gpu")
     assert isinstance(y, np.ndarray)
     np.testing.assert_array_equal(y, np.full((1, 3, 6), 8))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_numpy_arrays_go_to_the_gpu_in_chunks(cupy, transposed):
+    """Chunks of a few images, several rounds of all lanes."""
+    build = ConvProblem.transposed if transposed else ConvProblem.forward
+    problem = build(2, (50, 8, 40, 40), (8, 8, 3, 3), padding=1, bias=True, residual=True, activation="relu")
+    a, b, bias, residual = operands = random_operands(problem, np.random.default_rng(1))
+    for images in (1, 4, 50, 64):
+        result = Offloaded(problem, ALGORITHMS["direct"], images)(a, b, bias, residual)
+        assert_kept(ALGORITHMS["direct"], problem, result, *operands)
+
+
+def test_costs_of_copies_are_measured(cupy):
+    found = transfers.measure(runtime.runtime().lanes(1)[0], cupy.empty)
+    assert all(value > 0 for value in found)
 
 
 @pytest.mark.parametrize("kind", ["max", "avg", "lp"])

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +17,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from fastconv.gpu import transfers
 from fastconv.gpu.source import program
+from fastconv.gpu.transfers import CupyLane, Lane, Transfers
 from fastconv.problem import DTYPES
 
 Dim = tuple[int, int, int]
@@ -72,12 +75,22 @@ class Runtime(Protocol):
     def launch(self, spec: KernelSpec, grid: Dim, block: Dim, params: np.ndarray[Any, Any]) -> None:
         """Run a kernel; `params` is a one-element structured array, its only parameter, passed by value."""
 
+    def lanes(self, count: int) -> Sequence[Lane]:
+        """So many queues on the current device, which this thread has for itself."""
+
+    def transfers(self) -> Transfers:
+        """What copies between host and device cost."""
+
 
 T = TypeVar("T", bound=Runtime)
 
 
 class CupyRuntime:
     """NVRTC through CuPy, which keeps what it compiled on disk; kernels run on CuPy's current device and stream."""
+
+    def __init__(self) -> None:
+        self._threads = threading.local()  # lanes by device
+        self._transfers: Transfers | None = None
 
     @property
     def xp(self) -> Any:
@@ -102,6 +115,16 @@ class CupyRuntime:
 
     def launch(self, spec: KernelSpec, grid: Dim, block: Dim, params: np.ndarray[Any, Any]) -> None:
         self._kernel(spec, self.device())(grid, block, (params,), shared_mem=spec.shared_bytes)
+
+    def lanes(self, count: int) -> Sequence[Lane]:
+        mine: list[CupyLane] = vars(self._threads).setdefault(str(self.device()), [])
+        mine += [CupyLane.new() for _ in range(count - len(mine))]
+        return mine[:count]
+
+    def transfers(self) -> Transfers:
+        if self._transfers is None:
+            self._transfers = transfers.recall(lambda: transfers.measure(self.lanes(1)[0], self.xp.empty))
+        return self._transfers
 
     @staticmethod
     @cache

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from fastconv.arrays import adopt, named_dtype
-from fastconv.dispatch import adopt_all
+from fastconv.dispatch import adopt_all, library
 from fastconv.parsing import DataFormat
-from fastconv.pooling_execution import images, library, pool
+from fastconv.pooling_execution import images, pool
 from fastconv.pooling_problem import Axis, PoolProblem
 from fastconv.problem import DTYPES, compute_dtype
 from fastconv.unfolding import meeting

@@ -29,6 +29,31 @@ def compiler() -> str | None:
     return next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
 
 
+class EmulatedLane:
+    """Does at once what it is given; but a buffer shows what it holds only when it has been waited for."""
+
+    def __init__(self) -> None:
+        self._fetched: list[tuple[Any, np.ndarray[Any, Any]]] = []
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: Any) -> None: ...
+
+    def buffer(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        return np.full(shape, 77, dtype)
+
+    def send(self, host: np.ndarray[Any, Any], device: Any) -> None:
+        device.reshape(-1)[: host.size] = host.ravel()
+
+    def fetch(self, device: Any, host: np.ndarray[Any, Any]) -> None:
+        self._fetched.append((device, host))
+
+    def wait(self) -> None:
+        for device, host in self._fetched:
+            host[...] = device.reshape(-1)[: host.size].reshape(host.shape)
+        self._fetched.clear()
+
+
 class EmulatedRuntime:
     """Runs kernels in this process, on NumPy arrays."""
 
@@ -49,6 +74,9 @@ class EmulatedRuntime:
 
     def upload(self, array: np.ndarray[Any, Any]) -> Any:
         return array
+
+    def lanes(self, count: int) -> list[EmulatedLane]:
+        return [EmulatedLane() for _ in range(count)]
 
     def build(self, specs: Iterable[KernelSpec]) -> None:
         """Compile the programs of many kernels, two at a time."""

@@ -112,6 +112,13 @@ class Correlation:
             turned[name] = depth, width, height
         return replace(self, **turned)
 
+    def undone(self) -> Correlation:
+        """The forward correlation whose weight gradient this is."""
+        return replace(
+            self, batch=self.in_channels, in_channels=self.batch, kernel=self.count, count=self.kernel,
+            stride=self.dilation, dilation=self.stride,
+        )  # fmt: skip
+
     @once
     def whole(self) -> bool:
         """Whether this piece has all taps and all targets."""

@@ -17,7 +17,7 @@ from fastconv.cpu.rows import add_row, inside, write_row
 
 
 @inline
-def _stage(  # type: ignore[no-untyped-def]
+def stage_pixels(  # type: ignore[no-untyped-def]
     x, n, first, slots, d, start_h, start_w, rows, columns, geo, block, half, scratch
 ):  # fmt: skip
     """Stage `rows` by `columns` padded pixels of every (channel, kd) for some vectors of results; zeros are there."""
@@ -69,7 +69,7 @@ def convolve_pixels(  # type: ignore[no-untyped-def]
             known = place
             scratch[: block.sums] = 0
         if taps > 0:
-            _stage(
+            stage_pixels(
                 x, n, slot_first, slots, d, h * geo.stride[1] - geo.offset[1], w * geo.stride[2] - geo.offset[2],
                 (rows - 1) * geo.stride[1] + (geo.kernel[1] - 1) * geo.dilation[1] + 1,
                 (columns - 1) * geo.stride[2] + (geo.kernel[2] - 1) * geo.dilation[2] + 1,

@@ -11,7 +11,7 @@ from fastconv.cpu.rows import add_row, inside, read_row, write_row
 
 
 @inline
-def _stage(  # type: ignore[no-untyped-def]
+def stage_planes(  # type: ignore[no-untyped-def]
     x, n, first, groups, d, start_h, start_w, rows, columns, geo, block, slot, half, scratch
 ):  # fmt: skip
     """Stage `rows` by `columns` padded elements of every (channel, kd) of some groups; zeros are there already."""
@@ -70,7 +70,7 @@ def convolve_planes(  # type: ignore[no-untyped-def]
             known = place
             scratch[: block.sums] = 0
         if taps > 0:
-            _stage(
+            stage_planes(
                 x, n, g_first, groups, d, h * geo.stride[1] - geo.offset[1], w * geo.stride[2] - geo.offset[2],
                 (rows - 1) * geo.stride[1] + (geo.kernel[1] - 1) * geo.dilation[1] + 1,
                 (columns - 1) * geo.stride[2] + (geo.kernel[2] - 1) * geo.dilation[2] + 1,

@@ -7,7 +7,9 @@ Numba's own wrapper or `ctypes` takes a few hundred.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from llvmlite import ir
@@ -42,7 +44,7 @@ def compile_object(function: Callable[..., None], arguments: tuple[Argument, ...
     flags.no_compile = True  # not before the entry is there
     entry_type = _SharedEntry if shared else _Entry
     numba_types = entry_type.leading + tuple(_numba_type(argument) for argument in arguments)
-    with target_override(NAME):
+    with target_override(NAME), _uncollected():
         result = compiler.compile_extra(
             typing_context, context, function, numba_types, types.void, flags, {}, pipeline_class=KernelCompiler
         )
@@ -53,6 +55,18 @@ def compile_object(function: Callable[..., None], arguments: tuple[Argument, ...
     code = library.emit()
     assert not library.has_dynamic_globals, f"{function.__name__} refers to an object of this process"
     return code
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's garbage collector: nearly all that a compiler makes is alive until it is done."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _numba_type(argument: Argument) -> Any:

@@ -11,6 +11,7 @@ for any target can be compiled for this one.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -25,7 +26,6 @@ from numba.core.fastmathpass import rewrite_module
 from numba.core.imputils import builtin_registry
 from numba.core.target_extension import CPU, dispatcher_registry, jit_registry, target_registry
 from numba.core.typed_passes import (
-    IRLegalization,
     NativeLowering,
     NoPythonBackend,
     NopythonTypeInference,
@@ -33,6 +33,8 @@ from numba.core.typed_passes import (
 )
 from numba.core.types import Dispatcher as Dispatched
 from numba.core.untyped_passes import FixupArgs, GenericRewrites, IRProcessing, ReconstructSSA, TranslateByteCode
+
+from fastconv.cpu import _lowering
 
 NAME = "fastconv"
 
@@ -86,6 +88,7 @@ class _Context(CPUContext):  # type: ignore[misc]
 
             self.install_registry(builtin_registry)  # the first takes intrinsics, and this one is always looked at
             self.install_registry(mathimpl.registry)
+            self.install_registry(_lowering.registry)
             self._is_loaded = True
 
     def get_constant_generic(self, builder: Any, kind: Any, value: Any) -> Any:
@@ -93,6 +96,16 @@ class _Context(CPUContext):  # type: ignore[misc]
         if isinstance(kind, Dispatched):
             return self.get_dummy_value()
         return super().get_constant_generic(builder, kind, value)
+
+    @cache  # noqa: B019 - there is one context
+    def get_abi_sizeof(self, kind: Any) -> Any:
+        return super().get_abi_sizeof(kind)  # LLVM parses a module to tell
+
+    def pair_first(self, builder: Any, value: Any, kind: Any) -> Any:
+        return builder.extract_value(value, 0)
+
+    def pair_second(self, builder: Any, value: Any, kind: Any) -> Any:
+        return builder.extract_value(value, 1)
 
     def post_lowering(self, module: Any, library: Any) -> None:
         rewrite_module(module, self.fastmath)  # and no run-time library
@@ -109,6 +122,7 @@ class _TypingContext(typing.BaseContext):  # type: ignore[misc]
             from numba.core.typing import mathdecl
 
             self.install_registry(mathdecl.registry)
+            self.install_registry(_lowering.first_rules(NAME))
             self._is_loaded = True
 
 
@@ -141,7 +155,7 @@ class KernelCompiler(CompilerBase):  # type: ignore[misc]
         passes = PassManager(NAME)
         for kind in (
             TranslateByteCode, FixupArgs, IRProcessing, GenericRewrites, ReconstructSSA, NopythonTypeInference,
-            PreLowerStripPhis, IRLegalization, NativeLowering, NoPythonBackend,
+            PreLowerStripPhis, NativeLowering, NoPythonBackend,
         ):  # fmt: skip
             passes.add_pass(kind, kind.name())
         passes.finalize()

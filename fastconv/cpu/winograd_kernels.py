@@ -44,6 +44,12 @@ def _image(index, geo, tiles):  # type: ignore[no-untyped-def]
 
 
 @inline
+def _clear(values, first, last):  # type: ignore[no-untyped-def]
+    for i in range(first, last):
+        values[i] = 0
+
+
+@inline
 def _left(count, residue, dilation, first):  # type: ignore[no-untyped-def]
     """Outputs of a residue class from number `first` of them on."""
     return (count - residue + dilation - 1) // dilation - first
@@ -117,7 +123,7 @@ def _winograd(  # type: ignore[no-untyped-def]
     done, lines, inputs = scratch[block.parts[_DONE] :], scratch[block.parts[_LINES] :], scratch[block.parts[_INPUTS] :]
     bias_of, zeros_at, sums_at = scratch[block.parts[_BIAS] :], block.parts[_ZEROS], block.parts[_SUMS]
     transformed = scratch[block.parts[_WEIGHTS] :]
-    scratch[zeros_at:sums_at] = 0
+    _clear(scratch, zeros_at, sums_at)
 
     for task in range(first, last):
         rest, o_block = divmod(task, block.blocks[0])
@@ -151,7 +157,7 @@ def _winograd(  # type: ignore[no-untyped-def]
                             source_h = resolve(start_h + h * dilation_h, geo.size[1], mode)
                             at = h * width * group
                             if source_d < 0 or source_h < 0 or h >= needed_h:
-                                staged[at : at + width * group] = 0
+                                _clear(staged, at, at + width * group)
                             else:
                                 _stage_row(
                                     x[n, g, c_first + c : c_first + c + some, source_d, source_h], start_w, dilation_w,
@@ -303,7 +309,7 @@ def _sum_again(  # type: ignore[no-untyped-def]
                         else:
                             window[element] = load(x[c, source_d, source_h, source_w], half)
                     known = True
-                sums[:lanes] = 0
+                _clear(sums, 0, lanes)
                 for tap in range(all_taps):
                     rest, kw = divmod(tap, kernel_w)
                     line, kh = divmod(rest, kernel_h)

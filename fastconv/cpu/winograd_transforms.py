@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from fastconv.cpu.emitting import addresses, call_chosen
+from fastconv.cpu.emitting import INDEX, POINTER, addresses, call_chosen, counted, define, itemsize, moved
 from fastconv.cpu.jit import intrinsic
 from fastconv.machine import vector_bytes
 from fastconv.winograd import POINTS, matrices, window_taps
 
 _INPUT, _WEIGHT, _OUTPUT = range(3)  # of matrices()
 _MOST_TAPS = 5
-_INDEX, _POINTER = ir.IntType(64), ir.PointerType()
+_ARGUMENTS = [POINTER, INDEX, INDEX, POINTER, INDEX, INDEX, INDEX, INDEX]
 
 
 def _half_sums(rows: Sequence[Sequence[Fraction]]) -> list[list[Fraction]]:
@@ -58,30 +58,24 @@ def _weighted_sum(builder: ir.IRBuilder, row: Sequence[Fraction], values: list[i
 
 def _define(module: ir.Module, number: ir.Type, lanes: int, window: int, taps: int, kind: int) -> ir.Function:
     """The function of one transform: (target, step, next, source, step, next, count, vectors)."""
-    from numba.core import cgutils
-
-    name = f"fastconv_winograd_{number}_{lanes}_{window}_{taps}_{kind}"
-    if name in module.globals:
-        return module.globals[name]
-    signature = ir.FunctionType(ir.VoidType(), [_POINTER, _INDEX, _INDEX, _POINTER, _INDEX, _INDEX, _INDEX, _INDEX])
-    function = ir.Function(module, signature, name)
-    function.linkage = "internal"
-    function.attributes.add("noinline")
+    function, known = define(module, f"fastconv_winograd_{number}_{lanes}_{window}_{taps}_{kind}", _ARGUMENTS)
+    if known:
+        return function
     builder = ir.IRBuilder(function.append_basic_block())
     target, target_step, target_next, source, source_step, source_next, count, vectors = function.args
     matrix = matrices(window, taps)[kind]
     vector = ir.VectorType(number, lanes)
-    align = 4 if number == ir.FloatType() else 8
+    align = itemsize(number)
 
     def place(base: ir.Value, item: ir.Value, apart: ir.Value, v: ir.Value) -> ir.Value:
-        at = builder.add(builder.mul(item, apart), builder.mul(v, _INDEX(lanes)))
-        return builder.gep(base, [at], source_etype=number)
+        at = builder.add(builder.mul(item, apart), builder.mul(v, INDEX(lanes)))
+        return moved(builder, base, at, number)
 
     def along(base: ir.Value, step: ir.Value, i: int) -> ir.Value:
-        return builder.gep(base, [builder.mul(step, _INDEX(i))], source_etype=number)
+        return moved(builder, base, builder.mul(step, INDEX(i)), number)
 
-    with cgutils.for_range(builder, count, intp=_INDEX) as items, cgutils.for_range(builder, vectors, intp=_INDEX) as v:
-        read = place(source, items.index, source_next, v.index)
+    with counted(builder, INDEX(0), count) as item, counted(builder, INDEX(0), vectors) as v:
+        read = place(source, item, source_next, v)
         values = [builder.load(along(read, source_step, i), align=align, typ=vector) for i in range(len(matrix[0]))]
         if kind == _OUTPUT:
             # a u + b v = (a + b) / 2 (u + v) + (a - b) / 2 (u - v)
@@ -89,10 +83,26 @@ def _define(module: ir.Module, number: ir.Type, lanes: int, window: int, taps: i
             results = _product(builder, list(zip(*columns, strict=True)), _butterfly(builder, values))
         else:
             results = _butterfly(builder, _product(builder, _half_sums(matrix), values))
-        write = place(target, items.index, target_next, v.index)
+        write = place(target, item, target_next, v)
         for k, result in enumerate(results):
             builder.store(result, along(write, target_step, k), align=align)
     builder.ret_void()
+    return function
+
+
+def _define_choice(module: ir.Module, number: ir.Type, lanes: int, kind: int) -> ir.Function:
+    """The function of all transforms of a kind: (window * (_MOST_TAPS + 1) + taps, as :func:`_define` has them)."""
+    function, known = define(module, f"fastconv_winograd_{number}_{lanes}_{kind}", [INDEX, *_ARGUMENTS])
+    if not known:
+        builder = ir.IRBuilder(function.append_basic_block())
+        functions = {
+            # the input's matrix B is the same for any number of taps
+            size * (_MOST_TAPS + 1) + r: _define(module, number, lanes, size, 1 if kind == _INPUT else r, kind)
+            for size in POINTS
+            for r in window_taps(size)
+        }
+        call_chosen(builder, function.args[0], functions, function.args[1:])
+        builder.ret_void()
     return function
 
 
@@ -119,16 +129,8 @@ def _transform(kind: int) -> Any:
             pointer = addresses(context, builder, signature, arguments)
             number = context.get_value_type(signature.args[2].dtype)
             passed = (pointer(2, arguments[3]), *arguments[4:6], pointer(6, arguments[7]), *arguments[8:])
-            shape = builder.add(builder.mul(arguments[0], _INDEX(_MOST_TAPS + 1)), arguments[1])
-            functions = {
-                # the input's matrix B is the same for any number of taps
-                size * (_MOST_TAPS + 1) + r: _define(
-                    builder.module, number, lanes, size, 1 if kind == _INPUT else r, kind
-                )
-                for size in POINTS
-                for r in window_taps(size)
-            }
-            call_chosen(builder, shape, functions, passed)
+            shape = builder.add(builder.mul(arguments[0], INDEX(_MOST_TAPS + 1)), arguments[1])
+            builder.call(_define_choice(builder.module, number, lanes, kind), (shape, *passed))
             return context.get_dummy_value()
 
         return signature, generate

@@ -1,0 +1,211 @@
+"""How the target of kernels emits what they are full of: loops, integer division, elements and views of arrays.
+
+Numba's own IR for these serves any Python program and is ten times as long: a structure is stored to be read again, a
+loop raises where its step is zero, a bound of a slice has branches of its own. LLVM makes the same code of both, but
+printing, parsing and cleaning up costs more than half of a first call. What is typed is what Numba types; only the
+order of its rules differs, so that numbers and arrays are asked for before sets, strings and lists.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils
+from numba.core import types as _types
+from numba.core.imputils import RefType, Registry, iternext_impl
+from numba.core.typing import arraydecl, builtins, signature
+from numba.core.typing import templates as typing_rules
+from numba.np import arrayobj
+
+from fastconv.cpu.emitting import BYTE, INDEX, moved
+
+types: Any = _types  # half of them are made at run time
+registry = Registry("fastconv")
+lower = registry.lower
+
+
+def first_rules(target: str) -> typing_rules.Registry:
+    """Numba's typing of operators on numbers and arrays as rules of `target`, which it tries before all others."""
+    rules = typing_rules.Registry()
+    metadata = {"target": target}
+    kept = typing_rules.ConcreteTemplate, builtins.Bool, arraydecl.GetItemBuffer, arraydecl.SetItemBuffer
+    for function, kind in typing_rules.builtin_registry.globals:
+        for rule in kind.templates if isinstance(kind, types.Function) else ():
+            if issubclass(rule, kept):
+                ours = type(rule.__name__, (rule,), {"metadata": metadata})
+                rules.register_global(function, types.Function(ours))
+    for function in (min, max):
+        cases = [signature(types.int64, types.int64, types.int64)]
+        of_two = {"key": function, "cases": cases, "unsafe_casting": False, "metadata": metadata}
+        rules.register_global(function, types.Function(type("OfTwo", (typing_rules.ConcreteTemplate,), of_two)))
+    return rules
+
+
+def _field(context: Any, builder: ir.IRBuilder, kind: Any, value: ir.Value, name: str) -> ir.Value:
+    return builder.extract_value(value, context.data_model_manager[kind].get_field_position(name))
+
+
+def _struct(context: Any, builder: ir.IRBuilder, kind: Any, **fields: ir.Value) -> ir.Value:
+    value = ir.Constant(context.get_value_type(kind), ir.Undefined)
+    for name, field in fields.items():
+        value = builder.insert_value(value, field, context.data_model_manager[kind].get_field_position(name))
+    return value
+
+
+# -- loops ------------------------------------------------------------------------------------------------------------
+
+
+def _lower_range(state: Any, iterator: Any) -> None:
+    @lower("getiter", state)
+    def iterate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        start, stop, step = (_field(context, builder, state, arguments[0], n) for n in ("start", "stop", "step"))
+        # ceil((stop - start) / step) for steps of either sign; where nothing is left it is not positive.
+        direction = builder.or_(builder.ashr(step, INDEX(63)), INDEX(1))
+        span = builder.sub(builder.add(builder.sub(stop, start), step), direction)
+        here, left = (cgutils.alloca_once(builder, INDEX) for _ in range(2))
+        builder.store(start, here)
+        builder.store(builder.sdiv(span, step), left)
+        return _struct(context, builder, iterator, iter=here, stop=stop, step=step, count=left)
+
+    @lower("iternext", iterator)
+    @iternext_impl(RefType.UNTRACKED)  # type: ignore[untyped-decorator]
+    def advance(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any, result: Any) -> None:
+        here, step, left = (_field(context, builder, iterator, arguments[0], n) for n in ("iter", "step", "count"))
+        count, value = builder.load(left, typ=INDEX), builder.load(here, typ=INDEX)
+        builder.store(builder.sub(count, INDEX(1)), left)
+        builder.store(builder.add(value, step), here)
+        result.set_valid(builder.icmp_signed(">", count, INDEX(0)))
+        result.yield_(value)
+
+
+_lower_range(types.range_state64_type, types.range_iter64_type)
+_lower_range(types.unsigned_range_state64_type, types.unsigned_range_iter64_type)
+
+
+# -- integers ---------------------------------------------------------------------------------------------------------
+
+
+def _divide(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Quotient, rounded down, and remainder; by zero, which must not trap, they are `a` and 0."""
+    b = builder.select(builder.icmp_signed("==", b, INDEX(0)), INDEX(1), b)
+    quotient, remainder = builder.sdiv(a, b), builder.srem(a, b)
+    signs_differ = builder.icmp_signed("<", builder.xor(remainder, b), INDEX(0))
+    below = builder.and_(builder.icmp_signed("!=", remainder, INDEX(0)), signs_differ)
+    return (
+        builder.sub(quotient, builder.zext(below, INDEX)),
+        builder.add(remainder, builder.select(below, b, INDEX(0))),
+    )
+
+
+@lower(operator.floordiv, types.int64, types.int64)
+def _floordiv(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+    return _divide(builder, *arguments)[0]
+
+
+@lower(operator.mod, types.int64, types.int64)
+def _mod(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+    return _divide(builder, *arguments)[1]
+
+
+@lower(divmod, types.int64, types.int64)
+def _divmod(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+    return context.make_tuple(builder, signature.return_type, _divide(builder, *arguments))
+
+
+@lower(min, types.int64, types.int64)
+def _min(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+    return builder.select(builder.icmp_signed("<", *arguments), *arguments)
+
+
+@lower(max, types.int64, types.int64)
+def _max(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+    return builder.select(builder.icmp_signed(">", *arguments), *arguments)
+
+
+# -- arrays -----------------------------------------------------------------------------------------------------------
+
+
+def _wrapped(builder: ir.IRBuilder, at: ir.Value, length: ir.Value) -> ir.Value:
+    """An index, counted from the end if it is negative."""
+    return builder.select(builder.icmp_signed("<", at, INDEX(0)), builder.add(at, length), at)
+
+
+def _bound(builder: ir.IRBuilder, at: ir.Value, length: ir.Value) -> ir.Value:
+    """A bound of a slice, within the axis."""
+    at = _wrapped(builder, at, length)
+    at = builder.select(builder.icmp_signed("<", at, INDEX(0)), INDEX(0), at)
+    return builder.select(builder.icmp_signed(">", at, length), length, at)
+
+
+def _view(
+    context: Any, builder: ir.IRBuilder, signature: Any, array: ir.Value, kinds: Any, indices: Any
+) -> ir.Value:  # fmt: skip
+    """What integers and slices of step 1 choose of an array: an element, or a view."""
+    of, result = signature.args[0], signature.return_type
+    shape, strides = (
+        cgutils.unpack_tuple(builder, _field(context, builder, of, array, name)) for name in ("shape", "strides")
+    )
+    lengths, steps, begins = [], [], []
+    for kind, index, length, stride in zip(kinds, indices, shape, strides, strict=False):
+        if isinstance(kind, types.Integer):
+            at = context.cast(builder, index, kind, types.intp if kind.signed else types.uintp)
+            begins.append(_wrapped(builder, at, length) if kind.signed else at)
+            continue
+        start, stop = (_bound(builder, _field(context, builder, kind, index, n), length) for n in ("start", "stop"))
+        size = builder.sub(stop, start)
+        lengths.append(builder.select(builder.icmp_signed("<", size, INDEX(0)), INDEX(0), size))
+        steps.append(stride)
+        begins.append(start)
+    lengths, steps = lengths + shape[len(begins) :], steps + strides[len(begins) :]
+    data = _field(context, builder, of, array, "data")
+    if of.layout == "C":  # in elements, so that LLVM sees that neighbours are neighbours
+        at = begins[0]
+        for begin, length in zip(begins[1:] + [INDEX(0)] * (of.ndim - len(begins)), shape[1:], strict=True):
+            at = builder.add(builder.mul(at, length), begin)
+        data = builder.gep(data, [at])
+    else:
+        for begin, stride in zip(begins, strides, strict=False):
+            data = builder.bitcast(moved(builder, data, builder.mul(begin, stride), BYTE), data.type)
+    if not isinstance(result, types.Array):
+        return arrayobj.load_item(context, builder, of, data)
+    items = INDEX(1)
+    for length in lengths:
+        items = builder.mul(items, length)
+    kept = {name: _field(context, builder, of, array, name) for name in ("meminfo", "parent", "itemsize")}
+    shape, strides = (cgutils.pack_array(builder, numbers) for numbers in (lengths, steps))
+    return _struct(context, builder, result, data=data, shape=shape, strides=strides, nitems=items, **kept)
+
+
+def _is_plain(of: Any, kinds: Any) -> bool:
+    return type(of) is types.Array and all(
+        isinstance(kind, types.Integer) or (isinstance(kind, types.SliceType) and not kind.has_step) for kind in kinds
+    )
+
+
+@lower(operator.getitem, types.Buffer, types.Integer)
+@lower(operator.getitem, types.Buffer, types.SliceType)
+def _getitem(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+    of, kind = signature.args
+    if not _is_plain(of, [kind]):
+        return arrayobj.getitem_arraynd_intp(context, builder, signature, arguments)
+    return _view(context, builder, signature, arguments[0], [kind], arguments[1:])
+
+
+@lower(operator.getitem, types.Buffer, types.BaseTuple)
+def _getitem_of_tuple(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+    of, kind = signature.args
+    if not _is_plain(of, kind):
+        return arrayobj.getitem_array_tuple(context, builder, signature, arguments)
+    indices = cgutils.unpack_tuple(builder, arguments[1], count=len(kind))
+    return _view(context, builder, signature, arguments[0], kind.types, indices)
+
+
+@lower("static_getitem", types.NestedArray, types.IntegerLiteral)
+def _field_item(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+    of, index = signature.args
+    if of.ndim != 1 or not 0 <= index.literal_value < of.shape[0]:
+        raise NotImplementedError(f"{of}[{index}]")
+    data = _field(context, builder, of, arguments[0], "data")
+    return arrayobj.load_item(context, builder, of, builder.gep(data, [INDEX(index.literal_value)]))

@@ -3,6 +3,7 @@
 // Each wrapper holds one PTX instruction (PTX ISA, "Data Movement and Conversion Instructions: Asynchronous copy"). Its
 // twin in tests/emulation/warp_operations.h does the same on the CPU.
 #pragma once
+#include "shared.cuh"
 
 // A row of a tile in shared memory is 64 bytes of the sum's direction, in four chunks of 16.
 constexpr int CHUNK_BYTES = 16;
@@ -15,10 +16,6 @@ constexpr int ROW_BYTES = CHUNK_BYTES * ROW_CHUNKS;
 __device__ inline int swizzled(int row, int chunk) { return row * ROW_BYTES + (chunk ^ (row >> 1 & 3)) * CHUNK_BYTES; }
 
 #ifdef __CUDACC__
-extern __shared__ __align__(128) unsigned char dynamic_shared[];
-
-__device__ inline unsigned int shared_address(const void* p) { return (unsigned int)__cvta_generic_to_shared(p); }
-
 // Begin to copy BYTES (4, 8 or 16) to shared memory, or zeros if not `inside`; `from` is then not read.
 template <int BYTES>
 __device__ inline void copy_async(void* to, const void* from, bool inside) {

@@ -39,6 +39,7 @@ class Compiled:
     spill_bytes: int  # of a thread, stores and loads
     stack_bytes: int  # of a thread
     cubin_bytes: int  # of the whole program
+    remarks: str  # what the compiler has to say of the program
 
     @property
     def weight(self) -> str:
@@ -88,7 +89,7 @@ def programs(architecture: int = ARCHITECTURES[-1]) -> list[tuple[KernelSpec, ..
     """Every kernel that an architecture can run, those of one program together."""
     together: dict[tuple[str, tuple[str, ...]], list[KernelSpec]] = {}
     for spec in variants():
-        if spec.capability <= architecture:
+        if spec.runs_on(architecture):
             together.setdefault((spec.file, spec.options), []).append(spec)
     return [tuple(specs) for specs in together.values()]
 
@@ -103,7 +104,8 @@ def variants() -> Iterator[KernelSpec]:
 
 def compile_program(specs: Sequence[KernelSpec], architecture: int) -> list[Compiled]:
     """Compile one program, of which `specs` are the kernels."""
-    cubin, log = _compile(program(specs[0].file), specs[0].file, specs[0].options, architecture)
+    options = *specs[0].options, specs[0].architecture(architecture)
+    cubin, log = _compile(program(specs[0].file), specs[0].file, options)
     weights = {match["entry"]: match for match in _WEIGHT.finditer(log)}
     compiled = []
     for spec in specs:
@@ -118,9 +120,15 @@ def compile_program(specs: Sequence[KernelSpec], architecture: int) -> list[Comp
                 spill_bytes=int(weight["stores"]) + int(weight["loads"]),
                 stack_bytes=int(weight["stack"]),
                 cubin_bytes=len(cubin),
+                remarks=remarks(log),
             )
         )
     return compiled
+
+
+def remarks(log: str) -> str:
+    """The lines of a log that are more than figures: warnings, and where the assembler had to make a kernel slower."""
+    return "\n".join(line for line in log.splitlines() if re.search(r"\([CW]\d+\)|warning|Potential", line))
 
 
 def _nvrtc() -> Any:
@@ -133,7 +141,7 @@ def _nvrtc() -> Any:
     return nvrtc
 
 
-def _compile(text: str, name: str, options: Sequence[str], architecture: int) -> tuple[bytes, str]:
+def _compile(text: str, name: str, options: Sequence[str]) -> tuple[bytes, str]:
     """Cubin and log of a program."""
     nvrtc = _nvrtc()
 
@@ -144,13 +152,13 @@ def _compile(text: str, name: str, options: Sequence[str], architecture: int) ->
         return results[0] if results else None
 
     handle = call(nvrtc.nvrtcCreateProgram, text.encode(), name.encode(), 0, [], [])
-    arguments = [o.encode() for o in (*options, f"-arch=sm_{architecture}", "--ptxas-options=-v")]
+    arguments = [o.encode() for o in (*options, "--ptxas-options=-v")]
     (status,) = nvrtc.nvrtcCompileProgram(handle, len(arguments), arguments)
     buffer = b" " * call(nvrtc.nvrtcGetProgramLogSize, handle)
     call(nvrtc.nvrtcGetProgramLog, handle, buffer)
     log = buffer.rstrip(b"\0").decode()
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        raise CompilationError(f"{name} {' '.join(options)} for sm_{architecture}: {status.name}\n{log}")
+        raise CompilationError(f"{name} {' '.join(options)}: {status.name}\n{log}")
     cubin = b" " * call(nvrtc.nvrtcGetCUBINSize, handle)
     call(nvrtc.nvrtcGetCUBIN, handle, cubin)
     call(nvrtc.nvrtcDestroyProgram, handle)

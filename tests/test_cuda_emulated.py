@@ -15,7 +15,18 @@ from promise import assert_kept
 from fastconv.accuracy import error
 from fastconv.arrays import named_dtype
 from fastconv.compilation import variants
-from fastconv.gpu import arguments, depthwise, direct, gathering, im2col, implicit_gemm, runtime, tiled, winograd
+from fastconv.gpu import (
+    arguments,
+    depthwise,
+    direct,
+    gathering,
+    im2col,
+    implicit_gemm,
+    implicit_gemm_hopper,
+    runtime,
+    tiled,
+    winograd,
+)
 from fastconv.gpu.pooling import POOLING, SCATTER
 from fastconv.gpu.source import program
 from fastconv.lowering import GEOMETRY, Views, lower
@@ -34,10 +45,10 @@ WITH_EACH = pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORI
 def emulated():
     """The kernels built for the CPU, and put in the GPU's place while this module runs.
 
-    Those of `implicit_gemm` are many, and are built when a test first asks for one.
+    Those of `implicit_gemm` and its sibling are many, and are built when a test first asks for one.
     """
     emulated = EmulatedRuntime()
-    ahead = (algorithm for name, algorithm in ALGORITHMS.items() if name != "implicit_gemm")
+    ahead = (algorithm for name, algorithm in ALGORITHMS.items() if not name.startswith("implicit_gemm"))
     emulated.build(spec for algorithm in ahead for spec in algorithm.variants())
     with runtime.use(emulated), np.errstate(all="ignore"):
         yield emulated
@@ -447,6 +458,7 @@ RECORDS = {
     },
     "im2col.cu": {"Tile": im2col.TILE, "Pack": im2col.PACK, "Unpack": im2col.UNPACK},
     "implicit_gemm.cu": {"Divisor": gathering.DIVISOR, "ImplicitGemm": implicit_gemm.IMPLICIT_GEMM},
+    "implicit_gemm_hopper.cu": {"ImplicitGemmHopper": implicit_gemm_hopper.IMPLICIT_GEMM_HOPPER},
     "pooling.cu": {"Window": WINDOW, "Pooling": POOLING},
     "scatter.cu": {"Scatter": SCATTER},
     "splits.cu": {"Splits": implicit_gemm.SPLITS},

@@ -41,10 +41,8 @@ def run(args: argparse.Namespace) -> int:
     except CompilationError as error:
         print(f"fastconv compile: {error}", file=sys.stderr)
         return 1
-    rows = [
-        (str(spec), *(cells.get((spec, architecture), "-") for architecture in architectures))
-        for spec in kernels[max(architectures)]
-    ]
+    every = dict.fromkeys(spec for arch in sorted(architectures, reverse=True) for spec in kernels[arch])
+    rows = [(str(spec), *(cells.get((spec, architecture), "-") for architecture in architectures)) for spec in every]
     columns = ("kernel", *(f"sm_{architecture}" for architecture in architectures))
     if args.write:
         with args.write.open("w", encoding="utf-8", newline="") as file:

@@ -6,8 +6,6 @@ same kernels on the CPU that way.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +16,10 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from fastconv.gpu import transfers
+from fastconv.gpu.cubins import compiled
+from fastconv.gpu.driver import driver
 from fastconv.gpu.source import program
+from fastconv.gpu.tensor_maps import Boxes, Pixels, encode
 from fastconv.gpu.transfers import CupyLane, Lane, Transfers
 from fastconv.problem import DTYPES
 
@@ -36,11 +37,20 @@ class KernelSpec:
     defines: tuple[tuple[str, str], ...]
     shared_bytes: int = 0  # dynamic shared memory of a block
     capability: int = 75  # the least compute capability, as 80 for 8.0
+    specific: bool = False  # uses what no other compute capability has
 
     @property
     def options(self) -> tuple[str, ...]:
         """The compiler's arguments."""
         return ("-std=c++17", *(f"-D{name}={value}" for name, value in self.defines))
+
+    def runs_on(self, capability: int) -> bool:
+        """Whether devices of that compute capability can run it."""
+        return capability == self.capability if self.specific else capability >= self.capability
+
+    def architecture(self, capability: int) -> str:
+        """The compiler's argument for devices of that compute capability."""
+        return f"-arch=sm_{capability}{'a' if self.specific else ''}"
 
     def __str__(self) -> str:
         """Entry, dtype, and what else distinguishes the variant; the other dtypes follow from the first."""
@@ -66,8 +76,14 @@ class Runtime(Protocol):
     def capability(self) -> int | None:
         """Compute capability of the current device, as 90 for 9.0; None if there is no device."""
 
+    def processors(self) -> int:
+        """Multiprocessors of the current device."""
+
     def address(self, array: Any) -> int:
         """Where the element of index zero lies, whatever the strides."""
+
+    def encode(self, tensor: Boxes | Pixels) -> tuple[int, ...]:
+        """A tensor map as kernels receive it, in 64-bit words."""
 
     def upload(self, array: np.ndarray[Any, Any]) -> Any:
         """A copy on the current device, complete, so that kernels on any stream may read it."""
@@ -104,8 +120,14 @@ class CupyRuntime:
     def capability(self) -> int | None:
         return None if why_no_gpu() else int(self.xp.cuda.Device().compute_capability)
 
+    def processors(self) -> int:
+        return int(self.xp.cuda.Device().attributes["MultiProcessorCount"])
+
     def address(self, array: Any) -> int:
         return int(array.data.ptr)
+
+    def encode(self, tensor: Boxes | Pixels) -> tuple[int, ...]:
+        return encode(tensor)
 
     def upload(self, array: np.ndarray[Any, Any]) -> Any:
         # CuPy has no structured dtypes: the bytes travel alone.
@@ -132,7 +154,11 @@ class CupyRuntime:
         """A kernel, loaded on the current device."""
         import cupy
 
-        kernel = cupy.RawModule(code=program(spec.file), options=spec.options).get_function(spec.entry)
+        if spec.specific:
+            module = cupy.RawModule(path=str(compiled(spec.file, (*spec.options, spec.architecture(spec.capability)))))
+        else:
+            module = cupy.RawModule(code=program(spec.file), options=spec.options)
+        kernel = module.get_function(spec.entry)
         if spec.shared_bytes > _SHARED_UNASKED:
             kernel.max_dynamic_shared_size_bytes = spec.shared_bytes
         return kernel
@@ -159,9 +185,8 @@ def use(other: T) -> Iterator[T]:
 
 def why_no_gpu() -> str | None:
     """Why kernels cannot run on a GPU here, in words for the user; None if they can."""
-    driver = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
-        ctypes.CDLL(driver)  # asked first: importing CuPy takes longer than many a convolution
+        driver()  # asked first: importing CuPy takes longer than many a convolution
     except OSError as error:
         return f"there is no NVIDIA driver ({error})"
     try:

@@ -1,9 +1,9 @@
 // Enough of CUDA C++ to run a kernel on the CPU: what a kernel may use, and a launcher that runs it block by block.
 //
-// The threads of a block are fibers. Each runs until it meets a barrier; the scheduler opens a barrier once all threads
-// that it is for have arrived, and reports one that can never open. Between two barriers threads run in turn, forwards
-// and backwards alternately, so that a missing barrier shows as a wrong result; shared memory starts out filled with
-// NaN bit patterns.
+// The threads of a block are fibers. Each runs until it meets a barrier, or waits for what another thread or a copy does;
+// the scheduler opens a barrier once all threads that it is for have arrived, and reports what can never open. Between
+// two barriers threads run in turn, forwards and backwards alternately, so that a missing barrier shows as a wrong
+// result; shared memory starts out filled with NaN bit patterns.
 #pragma once
 
 #include <setjmp.h>
@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -19,6 +20,7 @@
 #define __device__
 #define __host__
 #define __shared__ static __attribute__((section("emulated_shared")))
+#define __grid_constant__
 #define __launch_bounds__(...)
 #define __syncthreads() emulation::wait(emulation::AT_BLOCK, __LINE__)
 #define __syncwarp() emulation::wait(emulation::AT_WARP, __LINE__)
@@ -44,7 +46,7 @@ extern char __stop_emulated_shared[] __attribute__((weak));
 
 namespace emulation {
 
-enum State { READY, AT_WARP, AT_BLOCK, DONE };
+enum State { READY, AT_WARP, AT_BLOCK, WAITING, DONE };
 
 constexpr unsigned WARP = 32;
 constexpr size_t STACK = 64 << 10;
@@ -54,6 +56,20 @@ struct Copy {
     void* to;
     unsigned size, group;
     char bytes[16];
+};
+
+// Sums that products are under way to: their values so far, and how many products there are. `target` holds NaN.
+struct Sums {
+    void* target;
+    std::vector<char> bytes;
+    unsigned pending;
+};
+
+// A product of a warpgroup that is under way.
+struct Product {
+    Sums* sums;
+    unsigned group;
+    std::function<void()> compute;
 };
 
 // A fiber gets its stack by makecontext; from then on it is switched to and from by setjmp and longjmp, which unlike
@@ -68,6 +84,12 @@ struct Fiber {
     alignas(16) char slot[24];  // what it offers to its warp
     std::vector<Copy> copies;   // begun and not yet waited for
     unsigned groups;            // of copies, committed so far
+    std::function<bool()> until;  // what it waits for
+    std::vector<std::unique_ptr<Sums>> sums;
+    std::vector<Product> products;  // begun and not yet waited for
+    unsigned product_groups;        // committed so far
+    size_t products_begun;
+    bool products_may_begin;
 };
 
 static std::vector<Fiber> fibers;
@@ -88,6 +110,18 @@ static void wait(State state, int line) {
     fibers[running].line = line;
     if (!_setjmp(fibers[running].point)) _longjmp(scheduler, 1);
 }
+
+// Go on once `until` holds.
+static void wait_until(std::function<bool()> until, int line) {
+    if (until()) return;
+    fibers[running].until = until;
+    wait(WAITING, line);
+}
+
+// What the hardware will do once no thread can go on without it.
+static std::vector<std::function<void()>> outstanding;
+
+static void later(std::function<void()> event) { outstanding.push_back(event); }
 
 template <class T>
 static T exchange(unsigned mask, T value, unsigned from, int line) {
@@ -111,6 +145,35 @@ static void complete(Fiber& f, unsigned later) {
             left.push_back(copy);
     }
     f.copies.swap(left);
+}
+
+// The operands of the products of each warpgroup, as the first of its threads that came there named them.
+static std::vector<std::vector<unsigned long long>> operands;
+
+static void agree_in_warpgroup(unsigned long long a, unsigned long long b) {
+    auto& named = operands[running / (4 * WARP)];
+    const size_t at = 2 * fibers[running].products_begun++;
+    if (named.size() == at) named.insert(named.end(), {a, b});
+    if (named[at] != a || named[at + 1] != b) fail("threads of a warpgroup name different operands of one product");
+}
+
+// Let all products be done that are not in the last `later` groups.
+static void complete_products(Fiber& f, unsigned later) {
+    std::vector<Product> left;
+    for (Product& product : f.products) {
+        if (product.group + later >= f.product_groups) {
+            left.push_back(product);
+            continue;
+        }
+        product.compute();
+        if (!--product.sums->pending) memcpy(product.sums->target, product.sums->bytes.data(), product.sums->bytes.size());
+    }
+    f.products.swap(left);
+    std::vector<std::unique_ptr<Sums>> sums;
+    for (auto& known : f.sums)
+        if (known->pending) sums.push_back(std::move(known));
+    f.sums.swap(sums);
+    f.products_may_begin = false;
 }
 
 static void enter() {
@@ -142,6 +205,27 @@ static bool open(unsigned first, unsigned last, State barrier) {
     return true;
 }
 
+// Let threads go on that have what they waited for.
+static bool wake() {
+    bool any = false;
+    for (unsigned i = 0; i < active; ++i)
+        if (fibers[i].state == WAITING && fibers[i].until()) {
+            fibers[i].state = READY;
+            any = true;
+        }
+    return any;
+}
+
+// Let the youngest of what is outstanding happen, and older ones, until a thread can go on.
+static bool advance() {
+    while (!outstanding.empty()) {
+        outstanding.back()();
+        outstanding.pop_back();
+        if (wake()) return true;
+    }
+    return false;
+}
+
 static bool all_done() {
     for (unsigned i = 0; i < active; ++i)
         if (fibers[i].state != DONE) return false;
@@ -149,7 +233,7 @@ static bool all_done() {
 }
 
 static void describe_deadlock() {
-    static const char* names[] = {"ready", "at a warp barrier", "at a block barrier", "finished"};
+    static const char* names[] = {"ready", "at a warp barrier", "at a block barrier", "waiting for a phase", "finished"};
     unsigned other = 1;
     while (other < active - 1 && fibers[other].state == fibers[0].state && fibers[other].line == fibers[0].line) ++other;
     snprintf(message, sizeof message, "divergent barrier in block (%u, %u, %u): thread 0 is %s (line %d), thread %u is %s (line %d)",
@@ -162,7 +246,7 @@ constexpr size_t DYNAMIC = 228 << 10, MARGIN = 1 << 10;
 
 }  // namespace emulation
 
-alignas(128) static unsigned char dynamic_shared[emulation::DYNAMIC + emulation::MARGIN];
+alignas(1024) static unsigned char dynamic_shared[emulation::DYNAMIC + emulation::MARGIN];
 
 namespace emulation {
 
@@ -175,6 +259,8 @@ static bool margin_kept() {
 }
 
 static bool run_block() {
+    outstanding.clear();
+    operands.assign((active + 4 * WARP - 1) / (4 * WARP), {});
     memset(dynamic_shared, 0xff, dynamic_bytes);
     memset(dynamic_shared + dynamic_bytes, 0x5a, MARGIN);
     if (__start_emulated_shared) memset(__start_emulated_shared, 0xff, __stop_emulated_shared - __start_emulated_shared);
@@ -184,6 +270,10 @@ static bool run_block() {
         f.line = 0;
         f.copies.clear();
         f.groups = 0;
+        f.sums.clear();
+        f.products.clear();
+        f.product_groups = f.products_begun = 0;
+        f.products_may_begin = false;
         f.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
     }
     for (bool backwards = false; !all_done(); backwards = !backwards) {
@@ -194,17 +284,20 @@ static bool run_block() {
             resume();
             if (message[0]) return false;
         }
-        bool progress = all_done() || open(0, active, AT_BLOCK);
+        bool progress = all_done() || open(0, active, AT_BLOCK) || wake();
         for (unsigned warp = 0; warp < active; warp += WARP)
             progress |= open(warp, warp + WARP < active ? warp + WARP : active, AT_WARP);
-        if (!progress) {
+        if (!progress && !advance()) {
             describe_deadlock();
             return false;
         }
     }
     if (!margin_kept()) fail("wrote beyond the dynamic shared memory that the host asked for");
-    for (running = 0; running < active; ++running)
+    for (running = 0; running < active; ++running) {
         if (!fibers[running].copies.empty()) fail("ended before its asynchronous copies did");
+        if (!fibers[running].products.empty()) fail("ended before its products did");
+    }
+    if (!outstanding.empty()) fail("ended before a copy arrived");
     return !message[0];
 }
 

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from emulation.tensor_maps import parameters
 
 from fastconv.gpu.runtime import Dim, KernelSpec
 from fastconv.gpu.source import entries, program
 
-HEADERS = [Path(__file__).with_name(name) for name in ("cuda_emulation.h", "warp_operations.h")]
+HEADERS = [Path(__file__).with_name(name) for name in ("cuda_emulation.h", "warp_operations.h", "hopper_operations.h")]
 
 
 def compiler() -> str | None:
@@ -62,12 +63,21 @@ class EmulatedRuntime:
     def __init__(self) -> None:
         self.launched: set[KernelSpec] = set()
         self._libraries: dict[str, ctypes.CDLL] = {}
+        self._maps: dict[Any, np.ndarray[Any, Any]] = {}  # kernels hold pointers to them
 
     def device(self) -> int:
         return 0
 
     def capability(self) -> int:
         return 90
+
+    def processors(self) -> int:
+        return 3  # so that blocks have several tiles
+
+    def encode(self, tensor: Any) -> tuple[int, ...]:
+        if tensor not in self._maps:
+            self._maps[tensor] = parameters(tensor)
+        return (self._maps[tensor].ctypes.data, *(0,) * 15)
 
     def address(self, array: Any) -> int:
         return int(array.__array_interface__["data"][0])

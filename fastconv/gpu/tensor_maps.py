@@ -1,0 +1,106 @@
+"""Tensor maps: what Hopper's copy engine (TMA) is told of an array, so that it can copy tiles of it by itself.
+
+The kernels' side is ``cuda/tma.cuh``. The driver encodes a map; CuPy does not wrap that function, so it is called by
+ctypes. Sizes, strides and steps are in the engine's order: channels, width, height, depth, images.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from fastconv.gpu.driver import driver
+
+#: Bytes of a row of a tile, with the swizzle of that name.
+ROW_BYTES = 128
+
+#: Bytes to which addresses and strides must be aligned.
+ALIGNMENT = 16
+
+#: The longest step along an axis, and the largest number of rows in a tile.
+MOST_STEP, MOST_ROWS = 8, 256
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Tiles that are boxes of an array.
+
+    ``strides`` count bytes, of all axes but the first, whose elements are adjacent; ``box`` is the size of a tile.
+    """
+
+    dtype: str
+    address: int
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Tiles that are ``box[0]`` channels of ``box[1]`` consecutive pixels of images (im2col mode).
+
+    Along each axis of an image, pixels run by ``steps`` from ``lower`` to ``upper``, which count from the axis's first
+    and last element.
+    """
+
+    dtype: str
+    address: int
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, int]
+    lower: tuple[int, ...]
+    upper: tuple[int, ...]
+    steps: tuple[int, ...]
+
+
+def corner_limit(axes: int) -> int:
+    """Corners of a map of so many axes are in ``[-limit, limit)``; taps reach less than twice the limit."""
+    return 1 << (16 // (axes - 2) - 1)
+
+
+_DTYPES = {"int8": 0, "float16": 6, "float32": 7, "bfloat16": 9}  # CUtensorMapDataType
+_INTERLEAVE_NONE, _SWIZZLE_128B, _PROMOTION_128B, _FILL_ZERO = 0, 3, 2, 0
+
+# NVIDIA's CUTLASS corrects the maps that drivers up to this version make of small arrays.
+_LAST_TO_CORRECT, _SMALL_BYTES, _WRONG_BIT = 13010, 1 << 17, 1 << 21
+
+
+@cache
+def _driver_version() -> int:
+    version = ctypes.c_int()
+    driver().cuDriverGetVersion(ctypes.byref(version))
+    return version.value
+
+
+def encode(tensor: Boxes | Pixels) -> tuple[int, ...]:
+    """The 128 bytes that the engine reads, as 64-bit words.
+
+    Raises
+    ------
+    RuntimeError
+        If the driver does not take the map.
+    """
+    words = np.empty(24, np.int64)
+    words = words[-words.ctypes.data % 64 // 8 :][:16]  # where the driver wants it: at a multiple of 64 bytes
+    axes = len(tensor.sizes)
+    array = ctypes.c_uint64 * axes, ctypes.c_uint64 * (axes - 1), ctypes.c_uint32 * axes
+    common = (
+        ctypes.c_void_p(words.ctypes.data), _DTYPES[tensor.dtype], axes, ctypes.c_void_p(tensor.address),
+        array[0](*tensor.sizes), array[1](*tensor.strides),
+    )  # fmt: skip
+    modes = _INTERLEAVE_NONE, _SWIZZLE_128B, _PROMOTION_128B, _FILL_ZERO
+    if isinstance(tensor, Pixels):
+        corner = ctypes.c_int * (axes - 2)
+        corners, box = (corner(*tensor.lower), corner(*tensor.upper)), tensor.box
+        status = driver().cuTensorMapEncodeIm2col(*common, *corners, *box, array[2](*tensor.steps), *modes)
+    else:
+        every = array[2](*(1,) * axes)
+        status = driver().cuTensorMapEncodeTiled(*common, array[2](*tensor.box), every, *modes)
+    if status:
+        raise RuntimeError(f"the CUDA driver does not encode {tensor}: error {status}")
+    if tensor.strides[-1] * tensor.sizes[-1] < _SMALL_BYTES and _driver_version() <= _LAST_TO_CORRECT:
+        words[1] &= ~_WRONG_BIT
+    return tuple(words.tolist())

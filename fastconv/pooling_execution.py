@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from fastconv import recycling
-from fastconv.arrays import check_out
+from fastconv.arrays import adopt, check_out
 from fastconv.dispatch import adopt_all, library
-from fastconv.parsing import Triple
 from fastconv.pooling_problem import PoolProblem
 
 # Problems by the caller's own arguments, so that a repeated call skips reading them again.
@@ -25,15 +24,12 @@ def apply(
     """Pool as :func:`fastconv.max_pool2d` says: `build` makes the problem of `op`, `size` and the options."""
     if not isinstance(return_indices, (bool, np.bool_)):
         raise TypeError(f"return_indices={return_indices!r}: expected True or False")
-    (x, _, _, _, target), kind = adopt_all(x, x, None, None, out)
-    # The text tells 1, 1.0 and True apart, which are equal keys but not equally good arguments.
-    key = build, op, ndim, x.shape, x.dtype.name, repr((size, options))
-    problem = _RECENT.get(key)
-    if problem is None:
-        problem = build(op, ndim, x.shape, size, dtype=x.dtype.name, **options)
-        if len(_RECENT) >= _RECENT_MOST:
-            _RECENT.clear()
-        _RECENT[key] = problem
+    if out is None:
+        x, kind = adopt("x", x)
+        target = None
+    else:
+        (x, _, _, _, target), kind = adopt_all(x, x, None, None, out)
+    problem = describe(build, op, ndim, x.shape, size, x.dtype, options)
     if out is not None:
         check_out(target, problem.y_shape, x.dtype, {"x": x})
     y, indices = pool(problem, x, target, return_indices, kind.device)
@@ -41,28 +37,35 @@ def apply(
     return (y, kind.give(indices)) if return_indices else y
 
 
+def describe(
+    build: Callable[..., PoolProblem], op: str, ndim: int, x_shape: Any, size: Any, dtype: Any, options: dict[str, Any]
+) -> PoolProblem:
+    """The problem that `build` makes; for equal arguments the same one."""
+    # The text tells 1, 1.0 and True apart, which are equal keys but not equally good arguments.
+    key = build, op, ndim, dtype, repr((x_shape, size, options))
+    problem = _RECENT.get(key)
+    if problem is None:
+        problem = build(op, ndim, x_shape, size, dtype=dtype.name, **options)
+        if len(_RECENT) >= _RECENT_MOST:
+            _RECENT.clear()
+        _RECENT[key] = problem
+    return problem
+
+
 def pool(problem: PoolProblem, x: Any, out: Any, with_indices: bool, device: str) -> tuple[Any, Any]:
     """Pool a NumPy or CuPy array, into `out` unless that is None; also gives indices, or None."""
-    xp = library(device)
-    empty = recycling.empty if device == "cpu" else xp.empty
+    empty = recycling.empty if device == "cpu" else library(device).empty
     indices = empty(problem.y_shape, np.dtype(np.int64)) if with_indices else None
     y = empty(problem.y_shape, x.dtype) if out is None else out
     if y.size == 0:
         return y, indices
-    target = images(problem, y, problem.out_size)
-    apart = not xp.may_share_memory(target, y)  # the axes of `out` cannot be merged
-    found = () if indices is None else (images(problem, indices, problem.out_size),)
-    _plan(problem, with_indices, device).run(images(problem, x, problem.size), target, *found)
-    if apart:
+    before, after = problem.views
+    target = y.reshape(after)
+    found = () if indices is None else (indices.reshape(after),)
+    _plan(problem, with_indices, device).run(x.reshape(before), target, *found)
+    if out is not None and not library(device).may_share_memory(target, y):  # the axes of `out` cannot be merged
         y[...] = target.reshape(y.shape)
     return y, indices
-
-
-def images(p: PoolProblem, a: Any, size: Triple) -> Any:
-    """View a data array as kernels take it, ``(N, G, D, H, W, C)``: channels are groups, or C if they come last."""
-    if p.channels_last:
-        return a.reshape(p.batch, 1, *size, p.channels)
-    return a.reshape(p.batch, p.channels, *size, 1)
 
 
 def _plan(problem: PoolProblem, with_indices: bool, device: str) -> Any:

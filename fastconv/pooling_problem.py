@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,76 @@ class Axis:
     def _taps_before(self, end: int, start: Any) -> Any:
         """Taps of the windows that begin at `start`, counted up to where the axis, or its padding, ends."""
         return np.minimum(-((start - end) // self.dilation), self.full)
+
+    @property
+    def period(self) -> int:
+        """After how many windows they repeat themselves, further on."""
+        return self.count // math.gcd(self.size, self.count) if self.kernel is None else 1
+
+    @property
+    def is_one_window(self) -> bool:
+        """Whether there is one window, and it is the axis."""
+        return self.count == 1 and self.kernel == self.size and self.padding == (0, 0)
+
+    @property
+    def window_size(self) -> int:
+        """Elements of the axis, if it is one window."""
+        return self.size
+
+    def scaled(self, size: int, count: int) -> Axis:
+        """So many axes of that size behind one another, each of them one window."""
+        return Axis(size * count, count, kernel=size, stride=size)
+
+    def adjoint(self) -> Covering:
+        """The axis of a gradient: for each element the windows that hold it."""
+        return Covering(self.count, self.size, dilation=self.dilation // math.gcd(self.stride, self.dilation), of=self)
+
+
+@dataclass(frozen=True)
+class Covering(Axis):
+    """For each element of the axis `of`, the windows that hold it, which are the elements of this one."""
+
+    of: Axis = Axis(1, 1)
+
+    @property
+    def full(self) -> int:
+        """The most windows that hold an element."""
+        return int(self.windows()["taps"].max(initial=0))
+
+    @property
+    def period(self) -> int:
+        """After how many elements their windows repeat themselves, further on."""
+        return super().period if self.of.kernel is None else self.of.stride
+
+    @property
+    def is_one_window(self) -> bool:
+        """As for the axis itself."""
+        return self.of.is_one_window
+
+    @property
+    def window_size(self) -> int:
+        """As for the axis itself."""
+        return self.of.window_size
+
+    def scaled(self, size: int, count: int) -> Axis:
+        """As for the axis itself."""
+        return self.of.scaled(size, count).adjoint()
+
+    def windows(self, count_include_pad: bool = False) -> np.ndarray[Any, Any]:
+        """The windows of each element."""
+        if self.of.kernel is None:  # where windows are spread evenly, they and elements trade places
+            return super().windows()
+        # Window t holds element i if t * stride + k * dilation = i + padding for a tap k.
+        stride, dilation = self.of.stride, self.of.dilation
+        common, place = math.gcd(stride, dilation), np.arange(self.count) + self.of.padding[0]
+        low = np.maximum(-((dilation * (self.of.kernel - 1) - place) // stride), 0)
+        high = np.minimum(place // stride, self.size - 1)
+        remainder = place // common * pow(stride // common, -1, self.dilation) % self.dilation
+        first = low + (remainder - low) % self.dilation
+        taps = np.where(place % common == 0, np.maximum((high - first) // self.dilation + 1, 0), 0)
+        table = np.zeros(self.count, WINDOW)
+        table["first"], table["taps"], table["span"] = np.where(taps == 0, 0, first), taps, taps
+        return table
 
 
 @dataclass(frozen=True)
@@ -175,12 +246,12 @@ class PoolProblem:
         """Number of items: the product of the leading batch axes."""
         return math.prod(self.batch_shape)
 
-    @property
+    @cached_property
     def size(self) -> Triple:
         """Lengths of the input's axes."""
         return triple([axis.size for axis in self.axes])
 
-    @property
+    @cached_property
     def out_size(self) -> Triple:
         """Lengths of the result's axes."""
         return triple([axis.count for axis in self.axes])
@@ -190,15 +261,37 @@ class PoolProblem:
         """Name of the dtype in which elements are summed and compared."""
         return self.dtype if "int" in self.dtype else DTYPES[self.dtype][1]
 
-    @property
+    @cached_property
     def x_shape(self) -> tuple[int, ...]:
         """Shape of the input, in the user's format."""
         return DataFormat(self.ndim, self.channels_last).join(self.batch_shape, self.channels, self.size)
 
-    @property
+    @cached_property
     def y_shape(self) -> tuple[int, ...]:
         """Shape of the result, in the user's format."""
         return DataFormat(self.ndim, self.channels_last).join(self.batch_shape, self.channels, self.out_size)
+
+    def gradient(self, divisor: int) -> PoolProblem:
+        """The sums over the windows that hold each element, divided: the gradient of an average."""
+        depth, height, width = (axis.adjoint() for axis in self.axes)
+        return replace(self, axes=(depth, height, width), exponent=1.0, divisor=divisor)
+
+    @cached_property
+    def views(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of input and result as kernels take them, ``(N, G, D, H, W, C)``.
+
+        Channels are groups, or C if they come last.
+        """
+        if self.channels_last:
+            return (self.batch, 1, *self.size, self.channels), (self.batch, 1, *self.out_size, self.channels)
+        return (self.batch, self.channels, *self.size, 1), (self.batch, self.channels, *self.out_size, 1)
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, field.name) for field in fields(self)))
+
+    def __hash__(self) -> int:
+        return self._hash  # asked for in every call
 
     @property
     def elements(self) -> int:

@@ -1,16 +1,19 @@
-"""Pooling, separably: the rows of a window become one line, and then the columns of the line one result.
+"""Pooling, window by window or by lines, whichever reads less.
+
+Windows come as a table for each axis (:data:`fastconv.pooling_problem.WINDOW`): padding, rounding and adaptive windows
+are in it already, and so are gradients, whose windows hold places of the result. An image is (D, H, W, C), with C of 1
+where channels come first. Where they come last, a pixel is a run of channels, and a window is folded for all of them at
+once (:mod:`fastconv.cpu.folding`). Where they come first, so are the windows of a *run* along the row: equally long,
+and equally far from one to the next. Windows that are cut off at the ends of rows make runs along the column. Where
+runs are short throughout, channels are folded together although they lie far apart.
+
+Large windows that overlap are folded separably. The rows of a window become one line, then its columns one result:
 
     line[w] = fold over (kd, kh) of x[d, h, w]        y[t] = fold over kw of line[t * stride + kw * dilation]
 
-so that a window of K x K costs 2 K folds an element instead of K * K, and the rows, which lie in memory as they are,
-are read in whole vectors. An image is (D, H, W, C), with C of 1 where channels come first. Where they come last, a
-pixel is a run of channels, cut into blocks so that a line stays in L1, and both folds go along it.
-
-Windows come as a table for each axis (:data:`fastconv.pooling_problem.WINDOW`): padding, rounding and adaptive windows
-are in it already. Only along a row of single elements do whole windows, a stride apart, differ from those at its ends,
-because they are folded many at a time.
-
-Half types, exponents and rows with gaps are brought into scratch memory on the way; all else is read where it lies.
+so that a window of K x K costs 2 K folds an element instead of K * K. Half types, and exponents other than 2, are
+brought into scratch memory row by row, so they go by lines too. All else is read where it lies and written where it
+belongs. A line is cut into blocks of channels so that it stays in L1.
 """
 
 from __future__ import annotations
@@ -18,70 +21,104 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import lru_cache
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
 
 from fastconv.arrays import named_dtype
 from fastconv.cpu.elements import load, store
-from fastconv.cpu.folding import MAX, SUM, fold
+from fastconv.cpu.finding import find
+from fastconv.cpu.folding import MAX, NORM, SUM, fold
 from fastconv.cpu.jit import HALF_FORMATS, TaskKernel, array, generic, inline, records
 from fastconv.cpu.rows import read_run, without_gaps
-from fastconv.pooling_problem import WINDOW, Axis, PoolProblem
+from fastconv.pooling_problem import WINDOW, PoolProblem
 
-#: The numbers of a pooling as kernels receive them. A task is `rows` rows of results by `block` channels; `whole` is
-#: the range of windows along a row of which nothing is cut off; lines lie `line` elements apart in scratch memory.
+#: The numbers of a pooling as kernels receive them. A task is `rows` rows of results by `block` channels. By lines,
+#: these lie `line` elements apart in scratch memory; `line` is 0 if windows are folded where they lie.
 POOLING = np.dtype(
-    [(name, np.int64) for name in ("op", "half", "block", "rows", "line", "divisor", "scale", "stride")]
-    + [("dilation", np.int64, (3,)), ("whole", np.int64, (2,)), ("exponent", np.float64)]
+    [(name, np.int64) for name in ("op", "half", "block", "rows", "line", "divisor", "scale")]
+    + [("dilation", np.int64, (3,)), ("exponent", np.float64)]
 )
+
+#: Windows along a row: `count` of them, at places `place, place + pace, ...`, of `taps` elements; they begin at
+#: elements `first, first + step, ...`.
+RUN = np.dtype([(name, np.int64) for name in ("place", "pace", "count", "first", "step", "taps", "span")])
+
+#: Windows of a plane that are folded at once: of a run along the row `row` of results, whose windows begin at row `top`
+#: and are `high`; or, `upright`, of a run along a column. The rest is as for a run; `span` is that of both axes.
+SEGMENT = np.dtype([(name, np.int64) for name in ("row", "top", "high", "upright", *(RUN.names or ()))])
 
 _BLOCK = 4096  # elements of a line that is cut into blocks of channels: half of L1
 _LEAST_CHANNELS = 64
+_SHARED_CHANNELS = 256  # of a task, where there are few rows of results
 _PLANES = 16  # with fewer planes of results than so many, each row is a task
-_SMALL_IMAGE = 256  # elements of a channel, beyond which collecting vectors across channels is slower
-_LANES = 16  # partial results of a long window in a row of single elements
+_SMALL_IMAGE = 1024  # elements of an image that is one window, up to which several make a row
+_IMAGES = 64  # of a row at most
+_MOST_OFFSET = 2**31
+_FEWER = 2  # times as few runs make up for results that are not side by side
+_LEAST_RUN = 4  # windows, on average, lest channels be folded together although they lie far apart
+_LANES = 8  # by which to tell how much slower elements are read one by one
 
 
 @generic
-def _power(value: Any, exponent: Any) -> Any:
-    """``value ** exponent``; integers have no exponent but 1."""
+def _raise(values: Any, exponent: Any) -> Any:
+    """Raise numbers to an exponent; integers have no exponent but 1."""
     from numba import types
 
-    if not isinstance(value, types.Float):
-        return lambda value, exponent: value
-    number = np.float32 if value == types.float32 else np.float64
+    if not isinstance(values.dtype, types.Float):
+        return lambda values, exponent: None
 
-    def power(value, exponent):  # type: ignore[no-untyped-def]
+    def power(values, exponent):  # type: ignore[no-untyped-def]
+        number = values.dtype.type
         if exponent == 2:
-            return value * value
-        if exponent == 0.5:
-            return number(math.sqrt(value))
-        return number(math.pow(value, exponent))
+            for i in range(np.uintp(values.shape[0])):
+                values[i] = values[i] * values[i]
+        elif exponent == 3:
+            for i in range(np.uintp(values.shape[0])):
+                values[i] = values[i] * values[i] * values[i]
+        elif exponent == 0.5:
+            for i in range(np.uintp(values.shape[0])):
+                values[i] = math.sqrt(values[i])
+        else:
+            for i in range(values.shape[0]):
+                values[i] = number(math.pow(values[i], exponent))
 
     return power
 
 
 @generic
-def _average(sums: Any, spans: Any, area: Any, scale: Any, channels: Any) -> Any:
-    """Divide each sum by the elements of its window: those along the row times the `area` across it."""
+def _fold_windows(
+    op: Any, target: Any, to: Any, pace: Any, source: Any, begin: Any, step: Any, leaps: Any, taps: Any, width: Any,
+    runs: Any, channels: Any, area: Any, p: Any,
+) -> Any:  # fmt: skip
+    """Fold the windows of a row of `source`, from byte `begin` on, to those of `target`, from byte `to` on.
+
+    `pace` and `step` are the bytes from pixel to pixel and from channel to channel; leaps, and the taps along the first
+    two axes, are those of :func:`fastconv.cpu.folding.fold`.
+    """
     from numba import types
 
-    if not isinstance(sums.dtype, types.Float):
-        return lambda sums, spans, area, scale, channels: None  # integers have no average
+    if target.dtype == types.uint16:  # half types are folded in float32
+        return lambda op, target, to, pace, source, begin, step, leaps, taps, width, runs, channels, area, p: None
 
-    def divide(sums, spans, area, scale, channels):  # type: ignore[no-untyped-def]
-        number = sums.dtype.type
-        if channels == 1:
-            for t in range(np.uintp(spans.shape[0])):
-                sums[t] = sums[t] * number(scale) / (spans[t] * number(area))
-        else:
-            for t in range(spans.shape[0]):
-                count = spans[t] * number(area)
-                for i in range(np.uintp(t * channels), np.uintp((t + 1) * channels)):
-                    sums[i] = sums[i] * number(scale) / count
+    def fold_windows(op, target, to, pace, source, begin, step, leaps, taps, width, runs, channels, area, p):  # type: ignore[no-untyped-def]
+        number = target.dtype.type
+        for r in range(runs.shape[0]):
+            run = runs[r]
+            divisor = area * run.span if p.divisor == 0 else p.divisor
+            fold(
+                op, target, to + run.place * pace[0], run.pace * pace[0], source, begin + run.first * step[0],
+                run.step * step[0], leaps, (taps[0], taps[1], run.taps), run.count, number(p.scale), number(divisor),
+            )  # fmt: skip
+        for t in range(width.shape[0] if runs.shape[0] == 0 else 0):
+            divisor = area * width[t].span if p.divisor == 0 else p.divisor
+            fold(
+                op, target, to + t * pace[0], pace[1], source, begin + width[t].first * step[0], step[1], leaps,
+                (taps[0], taps[1], width[t].taps), channels, number(p.scale), number(divisor),
+            )  # fmt: skip
 
-    return divide
+    return fold_windows
 
 
 @inline
@@ -95,26 +132,27 @@ def _stage(x, n, g, d, h, c, channels, p, out):  # type: ignore[no-untyped-def]
             for i in range(channels):
                 out[w * channels + i] = load(row[w, c + i], p.half)
     if p.exponent != 1:
-        for i in range(out.shape[0]):
-            out[i] = _power(out[i], p.exponent)
+        _raise(out, p.exponent)
 
 
 @inline
 def _fold_rows(x, n, g, c, channels, deep, high, p, scratch):  # type: ignore[no-untyped-def]
     """Fold the rows of a window into a line, and say from which element of scratch memory on it lies."""
-    length = x.shape[4] * channels
+    length, size, one = x.shape[4] * channels, scratch.itemsize, scratch.dtype.type(1)
     if p.half == 0 and p.exponent == 1:
         begin = n * x.strides[0] + g * x.strides[1] + deep.first * x.strides[2] + high.first * x.strides[3]
-        leap, stride = p.dilation[0] * x.strides[2], p.dilation[1] * x.strides[3]
+        leaps, taps = (p.dilation[0] * x.strides[2], p.dilation[1] * x.strides[3], 0), (deep.taps, high.taps, 1)
         joined = x.strides[5] == x.itemsize and x.strides[4] == channels * x.itemsize
         runs, step = 1 if channels == 1 or joined else x.shape[4], x.strides[4 if channels == 1 else 5]
         for w in range(runs):
             fold(
-                p.op, scratch, w * channels, x, begin + w * x.strides[4] + c * x.strides[5], step // x.itemsize, leap,
-                stride, deep.taps, high.taps, length // runs,
+                p.op, scratch, w * channels * size, size, x, begin + w * x.strides[4] + c * x.strides[5], step, leaps,
+                taps, length // runs, one, one,
             )  # fmt: skip
         return 0
-    at, pitch = 0, p.line * scratch.itemsize
+    at = 0
+    if deep.taps * high.taps == 0:
+        scratch[:length] = 0
     for kd in range(deep.taps):
         d = deep.first + kd * p.dilation[0]
         for kh in range(high.taps):
@@ -124,42 +162,10 @@ def _fold_rows(x, n, g, c, channels, deep, high, p, scratch):  # type: ignore[no
                 continue
             # The staged row lies between two lines, which take turns to hold what is folded so far.
             _stage(x, n, g, d, h, c, channels, p, scratch[p.line : p.line + length])
-            towards = pitch if at == 0 else -pitch
-            fold(p.op, scratch, 2 * p.line - at, scratch, at * scratch.itemsize, 1, 0, towards, 1, 2, length)
-            at = 2 * p.line - at
+            towards, to = (p.line if at == 0 else -p.line) * size, 2 * p.line - at
+            fold(p.op, scratch, to * size, size, scratch, at * size, size, (0, 0, towards), (1, 1, 2), length, one, one)
+            at = to
     return at
-
-
-@inline
-def _fold_window(line, wide, p, scratch, to):  # type: ignore[no-untyped-def]
-    """Fold one window of a row of single elements into one result."""
-    size, at, taps = scratch.itemsize, line + wide.first, wide.taps
-    if p.dilation[2] == 1 and taps >= 2 * _LANES:
-        partial, rest = p.line, taps % _LANES  # between the two lines, where nothing is staged any more
-        fold(p.op, scratch, partial, scratch, at * size, 1, 0, _LANES * size, 1, taps // _LANES, _LANES)
-        for i in range(rest):
-            scratch[partial + _LANES + i] = scratch[at + taps - rest + i]
-        at, taps = partial, _LANES + rest
-    fold(p.op, scratch, to, scratch, at * size, 1, 0, p.dilation[2] * size, 1, taps, 1)
-
-
-@inline
-def _fold_columns(line, channels, width, p, scratch, to):  # type: ignore[no-untyped-def]
-    """Fold the columns of each window of a line into one result."""
-    size, stride = scratch.itemsize, p.dilation[2] * channels * scratch.itemsize
-    if channels > 1:
-        for t in range(width.shape[0]):
-            begin = (line + width[t].first * channels) * size
-            fold(p.op, scratch, to + t * channels, scratch, begin, 1, 0, stride, 1, width[t].taps, channels)
-        return
-    low, high = p.whole
-    if low < high:
-        begin = (line + width[low].first) * size
-        fold(p.op, scratch, to + low, scratch, begin, p.stride, 0, stride, 1, width[low].taps, high - low)
-    for t in range(low):
-        _fold_window(line, width[t], p, scratch, to + t)
-    for t in range(high, width.shape[0]):
-        _fold_window(line, width[t], p, scratch, to + t)
 
 
 @inline
@@ -177,56 +183,120 @@ def _write(sums, y, n, g, d, h, c, channels, half):  # type: ignore[no-untyped-d
             store(row[t], c + i, sums[t * channels + i], half)
 
 
-def _pool(first, last, x, y, depth, height, width, pooling, scratch):  # type: ignore[no-untyped-def]
+@inline
+def _place(task, y, blocks, strips):  # type: ignore[no-untyped-def]
+    """Image, group, plane, block of channels and strip of rows of a task."""
+    rest, strip = divmod(task, strips)
+    rest, d = divmod(rest, y.shape[2])
+    rest, block = divmod(rest, blocks)
+    n, g = divmod(rest, y.shape[1])
+    return n, g, d, block, strip
+
+
+@generic
+def _fold_segments(
+    x: Any, begin: Any, y: Any, to: Any, deep: Any, segments: Any, low: Any, high: Any, p: Any,
+) -> Any:  # fmt: skip
+    """Fold segments `low` to `high` of a plane of `y` that begins at byte `to`, and its windows at byte `begin`."""
+    from numba import types
+
+    if y.dtype == types.uint16:  # half types are folded in float32
+        return lambda x, begin, y, to, deep, segments, low, high, p: None
+
+    def fold_segments(x, begin, y, to, deep, segments, low, high, p):  # type: ignore[no-untyped-def]
+        number = y.dtype.type
+        leaps = p.dilation[0] * x.strides[2], p.dilation[1] * x.strides[3], p.dilation[2] * x.strides[4]
+        for k in range(low, high):
+            s = segments[k]
+            divisor = deep.span * s.span if p.divisor == 0 else p.divisor
+            fold(
+                p.op, y, to + s.row * y.strides[3] + s.place * y.strides[4],
+                s.pace * (y.strides[3] if s.upright else y.strides[4]),
+                x, begin + s.top * x.strides[3] + s.first * x.strides[4],
+                s.step * (x.strides[3] if s.upright else x.strides[4]),
+                leaps, (deep.taps, s.high, s.taps), s.count, number(p.scale), number(divisor),
+            )  # fmt: skip
+
+    return fold_segments
+
+
+def _pool(first, last, x, y, depth, height, width, runs, segments, strips, pooling, scratch):  # type: ignore[no-untyped-def]
     """Compute tasks `first` to `last` of ``y (N, G, TD, TH, TW, C)`` from ``x (N, G, D, H, W, C)``."""
     p = pooling[0]
-    blocks, strips = -(-x.shape[5] // p.block), -(-y.shape[3] // p.rows)
-    to, columns = 3 * p.line, y.shape[4]
-    spans = scratch[to + columns * p.block : to + columns * p.block + columns]
-    for t in range(columns):
-        spans[t] = width[t].span if p.divisor == 0 else 1
+    blocks = -(-x.shape[5] // p.block)
+    size, end = scratch.itemsize, 3 * p.line
     for task in range(first, last):
-        rest, strip = divmod(task, strips)
-        rest, d = divmod(rest, y.shape[2])
-        rest, block = divmod(rest, blocks)
-        n, g = divmod(rest, x.shape[1])
+        n, g, d, block, strip = _place(task, y, blocks, strips.shape[0] - 1)
         c = block * p.block
         channels = min(p.block, x.shape[5] - c)
-        sums = scratch[to : to + columns * channels]
+        deep, pace, step = depth[d], (y.strides[4], y.strides[5]), (x.strides[4], x.strides[5])
+        if p.line == 0 and segments.shape[0] > 0:
+            begin = n * x.strides[0] + g * x.strides[1] + deep.first * x.strides[2]
+            to = n * y.strides[0] + g * y.strides[1] + d * y.strides[2]
+            _fold_segments(x, begin, y, to, deep, segments, strips[strip], strips[strip + 1], p)
+            continue
         for h in range(strip * p.rows, min((strip + 1) * p.rows, y.shape[3])):
-            line = _fold_rows(x, n, g, c, channels, depth[d], height[h], p, scratch)
-            _fold_columns(line, channels, width, p, scratch, to)
-            if p.op != MAX:
-                area = depth[d].span * height[h].span if p.divisor == 0 else p.divisor
-                _average(sums, spans, area, p.scale, channels)
-                if p.exponent != 1:
-                    for i in range(sums.shape[0]):
-                        sums[i] = _power(sums[i], 1 / p.exponent)
+            high = height[h]
+            area = deep.span * high.span
+            to = n * y.strides[0] + g * y.strides[1] + d * y.strides[2] + h * y.strides[3] + c * y.strides[5]
+            if p.line == 0:
+                begin = n * x.strides[0] + g * x.strides[1] + c * x.strides[5]
+                begin += deep.first * x.strides[2] + high.first * x.strides[3]
+                leaps = p.dilation[0] * x.strides[2], p.dilation[1] * x.strides[3], p.dilation[2] * x.strides[4]
+                taps = deep.taps, high.taps
+                _fold_windows(p.op, y, to, pace, x, begin, step, leaps, taps, width, runs, channels, area, p)
+                continue
+            begin = _fold_rows(x, n, g, c, channels, deep, high, p, scratch) * size
+            beside = channels * size, size
+            leaps = 0, 0, p.dilation[2] * beside[0]
+            if p.half == 0 and p.exponent == 1:
+                _fold_windows(p.op, y, to, pace, scratch, begin, beside, leaps, (1, 1), width, runs, channels, area, p)
+                continue
+            _fold_windows(
+                p.op, scratch, end * size, beside, scratch, begin, beside, leaps, (1, 1), width, runs, channels, area, p
+            )
+            sums = scratch[end : end + y.shape[4] * channels]
+            if p.exponent != 1:
+                _raise(sums, 1 / p.exponent)
             _write(sums, y, n, g, d, h, c, channels, p.half)
 
 
-def _find(first, last, x, y, indices, depth, height, width, pooling, scratch):  # type: ignore[no-untyped-def]
-    """The same for a maximum and where it stands in its image; tasks are rows of results of one channel group."""
+def _find(first, last, x, y, indices, depth, height, width, runs, segments, strips, pooling, scratch):  # type: ignore[no-untyped-def]
+    """The same for a maximum and where it stands in its image."""
     p = pooling[0]
+    blocks = -(-x.shape[5] // p.block)
+    plane, row = x.shape[3] * x.shape[4], x.shape[4]
+    leaps = p.dilation[0] * x.strides[2], p.dilation[1] * x.strides[3], p.dilation[2] * x.strides[4]
+    units = p.dilation[0] * plane, p.dilation[1] * row, p.dilation[2]
     for task in range(first, last):
-        rest, h = divmod(task, y.shape[3])
-        rest, d = divmod(rest, y.shape[2])
-        n, g = divmod(rest, x.shape[1])
-        for t in range(y.shape[4]):
-            for c in range(y.shape[5]):
-                at = np.int64(-1)
-                most = scratch[0]
-                for kd in range(depth[d].taps):
-                    i = depth[d].first + kd * p.dilation[0]
-                    for kh in range(height[h].taps):
-                        j = height[h].first + kh * p.dilation[1]
-                        for kw in range(width[t].taps):
-                            k = width[t].first + kw * p.dilation[2]
-                            value = load(x[n, g, i, j, k, c], p.half)
-                            if at < 0 or value > most or value != value:
-                                most, at = value, (i * x.shape[3] + j) * x.shape[4] + k
-                store(y[n, g, d, h, t], c, most, p.half)
-                indices[n, g, d, h, t, c] = at
+        n, g, d, block, strip = _place(task, y, blocks, strips.shape[0] - 1)
+        c, deep = block * p.block, depth[d]
+        channels = min(p.block, x.shape[5] - c)
+        to = n * y.strides[0] + g * y.strides[1] + d * y.strides[2] + c * y.strides[5]
+        there = n * indices.strides[0] + g * indices.strides[1] + d * indices.strides[2] + c * indices.strides[5]
+        begin = n * x.strides[0] + g * x.strides[1] + deep.first * x.strides[2] + c * x.strides[5]
+        for k in range(strips[strip], strips[strip + 1] if segments.shape[0] > 0 else 0):
+            s = segments[k]
+            find(
+                p.half, y, to + s.row * y.strides[3] + s.place * y.strides[4],
+                s.pace * (y.strides[3] if s.upright else y.strides[4]),
+                indices, there + s.row * indices.strides[3] + s.place * indices.strides[4],
+                s.pace * (indices.strides[3] if s.upright else indices.strides[4]),
+                x, begin + s.top * x.strides[3] + s.first * x.strides[4],
+                s.step * (x.strides[3] if s.upright else x.strides[4]),
+                leaps, (deep.taps, s.high, s.taps), units,
+                deep.first * plane + s.top * row + s.first, s.step * (row if s.upright else 1), s.count,
+            )  # fmt: skip
+        for h in range(strip * p.rows, min((strip + 1) * p.rows, y.shape[3]) if segments.shape[0] == 0 else 0):
+            high = height[h]
+            for t in range(width.shape[0]):
+                find(
+                    p.half, y, to + h * y.strides[3] + t * y.strides[4], y.strides[5],
+                    indices, there + h * indices.strides[3] + t * indices.strides[4], indices.strides[5],
+                    x, begin + high.first * x.strides[3] + width[t].first * x.strides[4], x.strides[5],
+                    leaps, (deep.taps, high.taps, width[t].taps), units,
+                    deep.first * plane + high.first * row + width[t].first, 0, channels,
+                )  # fmt: skip
 
 
 _pool_kernel, _find_kernel = TaskKernel(_pool), TaskKernel(_find)
@@ -240,74 +310,150 @@ class PoolPlan:
     problem : PoolProblem
     with_indices : bool
         Whether to find where each maximum stands.
+
+    Raises
+    ------
+    ValueError
+        If indices are wanted, and a window reaches over more elements of its image than 32 bits count.
     """
 
     def __init__(self, problem: PoolProblem, with_indices: bool) -> None:
-        self._across = not with_indices and _is_best_across(problem)
-        p = self._problem = _across(problem) if self._across else problem
-        self._half = p.dtype in HALF_FORMATS
-        self._tables = [axis.windows(p.count_include_pad) for axis in p.axes]
+        if with_indices and _reach(problem) > _MOST_OFFSET:
+            raise ValueError(f"{problem}: a window reaches over {_reach(problem)} elements, too many for its indices")
+        p = problem if with_indices else _joined(problem)
+        self._joined = None if p is problem else p.views
+        self._elements, self._half = p.elements, p.dtype in HALF_FORMATS
+        op = MAX if p.op == "max" else NORM if p.exponent == 2 and not self._half else SUM
+        exponent = 1.0 if op == NORM else p.exponent
+        by_lines = not with_indices and (self._half or exponent != 1 or _is_separable(p))
+        if by_lines and op == NORM:
+            op, exponent = SUM, 2.0
+        depth, height, width = (axis.windows(p.count_include_pad) for axis in p.axes)
+        runs = _runs(width, p.axes[2].period)
+        self._across = not by_lines and not p.channels_last and len(runs) * _LEAST_RUN > len(width)
+        if self._across:
+            p = replace(p, channels_last=True)
+        images = p.batch * (1 if p.channels_last else p.channels) * p.out_size[0]
         channels = p.channels if p.channels_last else 1
-        block = min(channels, max(_BLOCK // p.size[2], _LEAST_CHANNELS))
-        blocks = -(-channels // block)
-        planes = p.batch * (1 if p.channels_last else p.channels) * blocks * p.out_size[0]
-        rows = p.out_size[1] if planes >= _PLANES and not with_indices else 1
-        line = max(p.size[2] * block, 2 * _LANES)
-        self._pooling = _numbers(p, block, rows, line, self._tables[2])
+        if by_lines:
+            block = min(channels, max(_BLOCK // p.size[2], _LEAST_CHANNELS))
+        elif self._across:
+            block = min(channels, _LEAST_CHANNELS)
+        else:
+            block = channels if images * p.out_size[1] >= _PLANES else min(channels, _SHARED_CHANNELS)
+        planes = images * -(-channels // block)
+        rows = p.out_size[1] if planes >= _PLANES else 1
         self._tasks = planes * -(-p.out_size[1] // rows)
-        self._scratch = 3 * line + p.out_size[2] * (block + 1)
+        line = p.size[2] * block if by_lines else 0
+        self._scratch = 3 * line + p.out_size[2] * block if by_lines else 0
+        self._pooling = np.zeros(1, POOLING)
+        values = {
+            "op": op, "half": HALF_FORMATS.get(p.dtype, 0), "block": block, "rows": rows, "line": line,
+            "divisor": p.divisor or 0, "scale": p.scale, "dilation": [axis.dilation for axis in p.axes],
+            "exponent": exponent,
+        }  # fmt: skip
+        for name, value in values.items():
+            self._pooling[name] = value
+        bounds, parts = range(0, p.out_size[1] + rows, rows), []
+        if channels == 1 and not by_lines:
+            upright = np.array(_runs_of(height, 1), RUN)
+            parts = [_segments(runs, height, upright, *pair) for pair in pairwise(bounds)]
+        ends = np.zeros(len(bounds), np.int64)
+        ends[1 : len(parts) + 1] = np.cumsum(list(map(len, parts)))
+        segments = np.array(list(chain(*parts)), SEGMENT)
+        self._windows = depth, height, width, runs[: len(runs) if channels == 1 else 0], segments, ends
         table, image = records(WINDOW), array(named_dtype(p.dtype), 6)
         result = array(named_dtype(p.dtype), 6, readonly=False)
         found = (array(np.dtype(np.int64), 6, readonly=False),) if with_indices else ()
         scratch = array(named_dtype(p.accumulator_dtype), 1, contiguous=True, readonly=False)
         kernel = _find_kernel if with_indices else _pool_kernel
-        self._run = kernel.compile(image, result, *found, table, table, table, records(POOLING), scratch)
-        if with_indices:
-            self._tasks = p.batch * (1 if p.channels_last else p.channels) * p.out_size[0] * p.out_size[1]
+        self._run = kernel.compile(
+            image, result, *found, table, table, table, records(RUN), records(SEGMENT),
+            array(np.dtype(np.int64), 1, contiguous=True), records(POOLING), scratch,
+        )  # fmt: skip
 
     def run(self, x: Any, y: Any, *indices: Any) -> None:
         """Write every element of `y`, and of the indices where they are wanted."""
         if self._half:
             x, y = x.view(np.uint16), y.view(np.uint16)
+        if self._joined is not None:
+            before, after = self._joined
+            x, y = x.reshape(before), y.reshape(after)
         if self._across:
-            x, y = (a.transpose(0, 2, 3, 4, 1, 5).reshape(_across_shape(a)) for a in (x, y))
-        self._run(self._tasks, self._problem.elements, self._scratch, x, y, *indices, *self._tables, self._pooling)
+            x, y, *found = (a.transpose(0, 5, 2, 3, 4, 1) for a in (x, y, *indices))
+            indices = tuple(found)
+        self._run(self._tasks, self._elements, self._scratch, x, y, *indices, *self._windows, self._pooling)
 
 
-def _is_best_across(p: PoolProblem) -> bool:
-    """Whether each image becomes one pixel, and its channels are near enough to each other to be folded as a row."""
-    return (
-        p.out_size == (1, 1, 1)
-        and all(a.kernel == a.size and not any(a.padding) for a in p.axes)
-        and (p.channels_last or math.prod(p.size) <= _SMALL_IMAGE)
-    )
+def _reach(p: PoolProblem) -> int:
+    """Elements from the first one of a window to the last."""
+    units = p.size[1] * p.size[2], p.size[2], 1
+    return sum((axis.full - 1) * axis.dilation * unit for axis, unit in zip(p.axes, units, strict=True)) + 1
 
 
-def _across(p: PoolProblem) -> PoolProblem:
-    """The same pooling of images whose rows are channels: what was a row is a column, what was a column a plane."""
-    depth, height, width = p.size
-    axes = Axis(depth * height, 1, depth * height), Axis(width, 1, width), Axis(p.channels, p.channels, 1)
-    return replace(p, channels=1, channels_last=False, axes=axes)
+def _joined(p: PoolProblem) -> PoolProblem:
+    """The same pooling with images of several channels side by side in a row, where each is small and one window."""
+    length = math.prod(axis.window_size for axis in p.axes)
+    if p.channels_last or length > _SMALL_IMAGE or not all(axis.is_one_window for axis in p.axes):
+        return p
+    images = math.gcd(p.channels, _IMAGES)
+    one = p.axes[0].scaled(1, 1)
+    return replace(p, channels=p.channels // images, axes=(one, one, p.axes[0].scaled(length, images)))
 
 
-def _across_shape(a: Any) -> tuple[int, ...]:
-    n, groups, depth, height, width, channels = a.shape
-    return n, 1, depth * height, width, groups * channels, 1
+def _is_separable(p: PoolProblem) -> bool:
+    """Whether to read each row once for a line, and then windows of the line, takes fewer loads than whole windows."""
+    depth, height, width = (axis.full for axis in p.axes)
+    step = 1 if p.channels_last else abs(p.axes[2].stride)
+    load = {1: 1, 2: 3}.get(step, _LANES) if width < _LANES or p.axes[2].dilation > 1 else 1
+    lines = (depth * height + 1) * p.size[2] / max(p.out_size[2], 1) + width * load + 2
+    return lines < depth * height * width * load
 
 
-def _numbers(p: PoolProblem, block: int, rows: int, line: int, width: Any) -> np.ndarray[Any, Any]:
-    """The record of a pooling, a :data:`POOLING`."""
-    record = np.zeros(1, POOLING)
-    whole = np.flatnonzero(width["taps"] == p.axes[2].kernel)  # none if they are uneven: the kernel is None
-    values = {
-        "op": MAX if p.op == "max" else SUM, "half": HALF_FORMATS.get(p.dtype, 0), "block": block, "rows": rows,
-        "line": line, "divisor": p.divisor or 0, "scale": p.scale, "stride": p.axes[2].stride,
-        "dilation": [axis.dilation for axis in p.axes], "whole": (whole[0], whole[-1] + 1) if whole.size else (0, 0),
-        "exponent": p.exponent,
-    }  # fmt: skip
-    for name, value in values.items():
-        record[name] = value
-    return record
+def _runs(windows: np.ndarray[Any, Any], period: int) -> np.ndarray[Any, Any]:
+    """The windows of a row in runs: of windows next to each other, or a period apart if those are far fewer."""
+    near, far = _runs_of(windows, 1), _runs_of(windows, period)
+    return np.array(far if len(near) > _FEWER * len(far) else near, RUN)
+
+
+def _runs_of(windows: np.ndarray[Any, Any], pace: int) -> list[tuple[int, ...]]:
+    """Runs of windows that lie `pace` places apart."""
+    runs = []
+    for phase in range(min(pace, len(windows))):
+        table = windows[phase::pace].tolist()
+        begin = 0
+        while begin < len(table):
+            first, *rest = table[begin]
+            end, step = begin + 1, 0
+            while end < len(table) and table[end][1:] == tuple(rest):
+                further = table[end][0] - table[end - 1][0]
+                if end == begin + 1:
+                    step = further
+                elif further != step:
+                    break
+                end += 1
+            runs.append((phase + begin * pace, pace, end - begin, first, step, *rest))
+            begin = end
+    return runs
+
+
+def _segments(
+    runs: np.ndarray[Any, Any], rows: np.ndarray[Any, Any], upright: np.ndarray[Any, Any], begin: int, end: int
+) -> list[tuple[int, ...]]:
+    """Of the rows from `begin` to `end` of a plane: runs along each row, but of lone windows, runs along the column."""
+    found: list[tuple[int, ...]] = []
+    for run in runs.tolist():
+        place, pace, count, first, step, taps, span = run
+        if count > 1:
+            for row, (top, high, over) in enumerate(rows[begin:end].tolist(), begin):
+                found.append((row, top, high, 0, place, pace, count, first, step, taps, over * span))
+            continue
+        for row, _, length, top, fall, high, over in upright.tolist():
+            low, until = max(row, begin), min(row + length, end)
+            if low < until:
+                top += (low - row) * fall
+                found.append((low, top, high, 1, place, 1, until - low, first, fall, taps, over * span))
+    return found
 
 
 @lru_cache(maxsize=1024)

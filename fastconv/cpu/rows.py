@@ -7,7 +7,7 @@ scalar loop that LLVM leaves for the rest, of up to 31 elements, costs more than
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,13 +31,17 @@ def without_gaps(typing_context, row):  # type: ignore[no-untyped-def]
     return row.copy(layout="C")(row), generate
 
 
-def each_vector(builder: ir.IRBuilder, length: ir.Value, body: Callable[[ir.Value, int], None], lanes: int) -> None:
-    """Emit ``body(at, width)`` for vectors that together cover `length` elements and nothing beyond them."""
+def each_vector(
+    builder: ir.IRBuilder, length: ir.Value, body: Callable[[ir.Value, int], None], widths: Sequence[int]
+) -> None:
+    """Emit ``body(at, width)`` for vectors that together cover `length` elements and nothing beyond them.
+
+    They are as wide as the first of the widths that the length allows; the last one of these is 1.
+    """
     from numba.core import cgutils
 
     done = builder.append_basic_block("run.done")
-    width = lanes
-    while width > 0:  # a run shorter than a vector takes half of one, and so on
+    for width in widths:
         enough, shorter = builder.append_basic_block(f"run.{width}"), builder.append_basic_block("run.shorter")
         builder.cbranch(builder.icmp_signed(">=", length, INDEX(width)), enough, shorter)
         builder.position_at_end(enough)
@@ -47,9 +51,13 @@ def each_vector(builder: ir.IRBuilder, length: ir.Value, body: Callable[[ir.Valu
         body(last, width)
         builder.branch(done)
         builder.position_at_end(shorter)
-        width //= 2
     builder.branch(done)
     builder.position_at_end(done)
+
+
+def halves(lanes: int) -> list[int]:
+    """A power of two, its half, and so on."""
+    return [1 << i for i in reversed(range(lanes.bit_length()))]
 
 
 @intrinsic
@@ -86,7 +94,7 @@ def _move(typing_context, source, first, added, low, high, target, length):  # t
                 value = builder.select(less(">", value, most), most, value)
             builder.store(value, place(target_array.data), align=itemsize)
 
-        each_vector(builder, arguments[6], body, vector_bytes() // itemsize)
+        each_vector(builder, arguments[6], body, halves(vector_bytes() // itemsize))
         return context.get_dummy_value()
 
     return signature, generate

@@ -83,11 +83,22 @@ def _steps(piece: Correlation, dtype: str) -> int:
     return math.prod(piece.kernel) * -(-piece.in_channels * _itemsize(dtype) // ROW_BYTES)
 
 
+def _count_tiles(piece: Correlation, tile: Tile) -> int:
+    """How many tiles the outputs of a piece are."""
+    return -(-piece.batch * piece.positions // tile.positions) * -(-piece.out_channels // tile.channels)
+
+
 def _work(piece: Correlation, dtype: str, tile: Tile, processors: int) -> float:
     """Predicted time in multiply-adds at the peak of all tensor cores: whole rounds of tiles."""
-    tiles = -(-piece.batch * piece.positions // tile.positions) * -(-piece.out_channels // tile.channels)
     steps = (_steps(piece, dtype) + _LEAD_STEPS) * ROW_BYTES // _itemsize(dtype)
-    return -(-tiles // processors) * processors * tile.positions * tile.channels * steps / tile.efficiency
+    return (
+        -(-_count_tiles(piece, tile) // processors)
+        * processors
+        * tile.positions
+        * tile.channels
+        * steps
+        / tile.efficiency
+    )
 
 
 def _best_tile(piece: Correlation, dtype: str, processors: int) -> Tile:
@@ -142,11 +153,10 @@ def _element_steps(piece: Correlation) -> tuple[int, ...]:
     return tuple(steps[::-1][: _axes(piece) - 2])
 
 
-def _fits(strides: Words, shape: Words, address: int, itemsize: int) -> bool:
-    """Whether the copy engine can read an ``(N, G, C, D, H, W)`` view: adjacent channels, aligned pixels."""
-    adjacent = strides[2] == itemsize
-    pixels = [stride for stride, n in zip(strides, shape, strict=True) if n > 1 and stride != itemsize]
-    return adjacent and address % ALIGNMENT == 0 and all(s > 0 and s % ALIGNMENT == 0 for s in pixels)
+def _fits(strides: Words, shape: Words, itemsize: int) -> bool:
+    """Whether the copy engine can read an aligned ``(N, G, C, D, H, W)`` view: adjacent channels, aligned pixels."""
+    pixels = [stride for axis, (stride, n) in enumerate(zip(strides, shape, strict=True)) if axis != 2 and n > 1]
+    return strides[2] == itemsize and all(stride > 0 and stride % ALIGNMENT == 0 for stride in pixels)
 
 
 def _pixels(piece: Correlation, dtype: str, tile: Tile, address: int, strides: Words) -> Pixels:
@@ -165,12 +175,12 @@ def _pixels(piece: Correlation, dtype: str, tile: Tile, address: int, strides: W
     return Pixels(dtype, address, sizes, tuple(steps), box, lower, upper, (1, *_element_steps(piece), 1))
 
 
-def _boxes(piece: Correlation, dtype: str, tile: Tile, weight: Any) -> Boxes:
+def _boxes(piece: Correlation, dtype: str, tile: Tile, address: int, stride: int) -> Boxes:
     """The map of a packed weight: the channels of a tap, for all output channels of the tile."""
     itemsize = _itemsize(dtype)
     sizes = piece.in_channels, math.prod(piece.kernel), piece.out_channels
-    strides = piece.in_channels * itemsize, weight.strides[1]
-    return Boxes(dtype, runtime().address(weight), sizes, strides, (ROW_BYTES // itemsize, 1, tile.channels))
+    strides = piece.in_channels * itemsize, stride
+    return Boxes(dtype, address, sizes, strides, (ROW_BYTES // itemsize, 1, tile.channels))
 
 
 def _vectors(target: Any) -> int:
@@ -192,6 +202,7 @@ class ImplicitGemmHopperPlan(Plan):
         self._geometries = [geometry(piece) for piece in self._pieces]
         self._otherwise = ImplicitGemmPlan(problem, workspace_limit)
         self.pack_key = self._otherwise.pack_key
+        self._chosen = lru_cache(maxsize=64)(self._choose_tiles)
         self._maps = lru_cache(maxsize=64)(self._make_maps)
 
     def pack(self, w: Any) -> Any:
@@ -201,10 +212,9 @@ class ImplicitGemmHopperPlan(Plan):
     def run(self, x: Any, packed: Any, y: Any, bias: Any, residual: Any) -> None:
         if not y.size:
             return
-        dtype, processors = self.problem.dtype, runtime().processors()
-        tiles = [_best_tile(piece, dtype, processors) for piece in self._pieces]
-        right = all(_is_right(self.problem, tile) for tile in tiles)
-        if not right or not _fits(x.strides, x.shape, runtime().address(x), x.itemsize):
+        device = runtime()
+        tiles = self._chosen(x.strides, x.shape, device.address(x) % ALIGNMENT, device.device())
+        if tiles is None:
             self._otherwise.run(x, packed, y, bias, residual)
             return
         for i, (tile, weight) in enumerate(zip(tiles, packed, strict=True)):
@@ -215,7 +225,7 @@ class ImplicitGemmHopperPlan(Plan):
         piece, problem, device = self._pieces[index], self.problem, runtime()
         target = piece.target_view(y)
         x_map, weight_map = self._maps(
-            index, tile, device.address(x), x.strides, _boxes(piece, problem.dtype, tile, weight)
+            index, tile, device.address(x), x.strides, device.address(weight), weight.strides[1]
         )
         params = record(
             IMPLICIT_GEMM_HOPPER,
@@ -228,16 +238,26 @@ class ImplicitGemmHopperPlan(Plan):
             vectors=_vectors(target),
             unused=(0,) * 5,
         )
-        tiles = -(-piece.batch * piece.positions // tile.positions) * -(-piece.out_channels // tile.channels)
-        grid = min(tiles, device.processors()), 1, 1
+        grid = min(_count_tiles(piece, tile), device.processors()), 1, 1
         device.launch(_spec(problem.dtype, tile), grid, (_THREADS, 1, 1), params)
 
-    def _make_maps(self, index: int, tile: Tile, address: int, strides: Words, weight: Boxes) -> tuple[Words, Words]:
-        piece = self._pieces[index]
+    def _choose_tiles(self, strides: Words, shape: Words, misalignment: int, device: int) -> tuple[Tile, ...] | None:
+        """The tile of each piece; None where the input lies so, or a kernel is found so, that it must not be used."""
+        dtype, processors = self.problem.dtype, runtime().processors()
+        if misalignment or not _fits(strides, shape, _itemsize(dtype)):
+            return None
+        tiles = tuple(_best_tile(piece, dtype, processors) for piece in self._pieces)
+        return tiles if all(_is_right(self.problem, tile) for tile in tiles) else None
+
+    def _make_maps(
+        self, index: int, tile: Tile, x: int, x_strides: Words, weight: int, weight_stride: int
+    ) -> tuple[Words, Words]:
+        piece, dtype, encode = self._pieces[index], self.problem.dtype, runtime().encode
         if not piece.reduction:
             return _NO_MAP, _NO_MAP
-        encode = runtime().encode
-        return encode(_pixels(piece, self.problem.dtype, tile, address, strides)), encode(weight)
+        return encode(_pixels(piece, dtype, tile, x, x_strides)), encode(
+            _boxes(piece, dtype, tile, weight, weight_stride)
+        )
 
 
 def _is_right(problem: ConvProblem, tile: Tile) -> bool:

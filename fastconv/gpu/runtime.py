@@ -121,7 +121,7 @@ class CupyRuntime:
         return None if why_no_gpu() else int(self.xp.cuda.Device().compute_capability)
 
     def processors(self) -> int:
-        return int(self.xp.cuda.Device().attributes["MultiProcessorCount"])
+        return self._processors(self.device())
 
     def address(self, array: Any) -> int:
         return int(array.data.ptr)
@@ -147,6 +147,13 @@ class CupyRuntime:
         if self._transfers is None:
             self._transfers = transfers.recall(lambda: transfers.measure(self.lanes(1)[0], self.xp.empty))
         return self._transfers
+
+    @staticmethod
+    @cache
+    def _processors(device: int) -> int:
+        import cupy
+
+        return int(cupy.cuda.Device(device).attributes["MultiProcessorCount"])
 
     @staticmethod
     @cache

@@ -20,8 +20,8 @@ ROW_BYTES = 128
 #: Bytes to which addresses and strides must be aligned.
 ALIGNMENT = 16
 
-#: The longest step along an axis, and the largest number of rows in a tile.
-MOST_STEP, MOST_ROWS = 8, 256
+#: The longest step along an axis.
+MOST_STEP = 8
 
 
 @dataclass(frozen=True)
@@ -86,19 +86,19 @@ def encode(tensor: Boxes | Pixels) -> tuple[int, ...]:
     words = np.empty(24, np.int64)
     words = words[-words.ctypes.data % 64 // 8 :][:16]  # where the driver wants it: at a multiple of 64 bytes
     axes = len(tensor.sizes)
-    array = ctypes.c_uint64 * axes, ctypes.c_uint64 * (axes - 1), ctypes.c_uint32 * axes
+    counts = ctypes.c_uint32 * axes
     common = (
         ctypes.c_void_p(words.ctypes.data), _DTYPES[tensor.dtype], axes, ctypes.c_void_p(tensor.address),
-        array[0](*tensor.sizes), array[1](*tensor.strides),
+        (ctypes.c_uint64 * axes)(*tensor.sizes), (ctypes.c_uint64 * (axes - 1))(*tensor.strides),
     )  # fmt: skip
     modes = _INTERLEAVE_NONE, _SWIZZLE_128B, _PROMOTION_128B, _FILL_ZERO
     if isinstance(tensor, Pixels):
         corner = ctypes.c_int * (axes - 2)
         corners, box = (corner(*tensor.lower), corner(*tensor.upper)), tensor.box
-        status = driver().cuTensorMapEncodeIm2col(*common, *corners, *box, array[2](*tensor.steps), *modes)
+        status = driver().cuTensorMapEncodeIm2col(*common, *corners, *box, counts(*tensor.steps), *modes)
     else:
-        every = array[2](*(1,) * axes)
-        status = driver().cuTensorMapEncodeTiled(*common, array[2](*tensor.box), every, *modes)
+        every = counts(*(1,) * axes)
+        status = driver().cuTensorMapEncodeTiled(*common, counts(*tensor.box), every, *modes)
     if status:
         raise RuntimeError(f"the CUDA driver does not encode {tensor}: error {status}")
     if tensor.strides[-1] * tensor.sizes[-1] < _SMALL_BYTES and _driver_version() <= _LAST_TO_CORRECT:

@@ -192,9 +192,9 @@ def _phases(size: int, kernel: int, stride: int, dilation: int, low: int) -> lis
         stop = first - 1 if first > 0 else None
         phases.append(
             _Phase(
-                targets=slice(residue, None, stride),
+                targets=slice(residue, None, stride) if stride > 1 else _ALL,
                 count=len(range(residue, size, stride)),
-                taps=slice(last, stop, -step) if used else slice(0, 0),
+                taps=_ALL if kernel == 1 and used else slice(last, stop, -step) if used else slice(0, 0),
                 kernel=len(used),
                 dilation=dilation // common,
                 offset=-((residue + low - last * dilation) // stride),

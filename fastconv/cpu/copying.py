@@ -17,7 +17,19 @@ from typing import Any
 
 from llvmlite import ir
 
-from fastconv.cpu.emitting import BYTE, INDEX, LANE, POINTER, call_chosen, counted, data_of, define, itemsize, moved
+from fastconv.cpu.emitting import (
+    BYTE,
+    INDEX,
+    LANE,
+    POINTER,
+    call_chosen,
+    counted,
+    data_of,
+    define,
+    emit_prefetch,
+    itemsize,
+    moved,
+)  # fmt: skip
 from fastconv.cpu.jit import intrinsic
 from fastconv.machine import vector_bytes
 
@@ -149,11 +161,8 @@ def prefetch(typing_context, memory, at):  # type: ignore[no-untyped-def]
     from numba import types
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        kinds = [POINTER, LANE, LANE, LANE]
-        fetch = builder.module.declare_intrinsic("llvm.prefetch.p0", (), ir.FunctionType(ir.VoidType(), kinds))
         number = context.get_data_type(memory.dtype)
-        line = data_of(context, builder, memory, arguments[0], number, arguments[1])
-        builder.call(fetch, [line, LANE(0), LANE(3), LANE(1)])  # to read, into all caches, data
+        emit_prefetch(builder, data_of(context, builder, memory, arguments[0], number, arguments[1]), write=False)
         return context.get_dummy_value()
 
     return types.void(memory, at), generate

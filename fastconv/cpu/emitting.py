@@ -69,6 +69,13 @@ def call_chosen(builder: ir.IRBuilder, choice: ir.Value, functions: dict[int, ir
     builder.position_at_end(done)
 
 
+def emit_prefetch(builder: ir.IRBuilder, place: ir.Value, *, write: bool) -> None:
+    """Ask for the cache line of a place that will be read or written; it may lie outside of all arrays."""
+    kind = ir.FunctionType(ir.VoidType(), [POINTER, LANE, LANE, LANE])
+    function = builder.module.declare_intrinsic("llvm.prefetch.p0", (), kind)
+    builder.call(function, [place, LANE(int(write)), LANE(3), LANE(1)])  # into all caches, data
+
+
 def addresses(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Callable[..., ir.Value]:
     """For the arguments of an intrinsic: a function that gives the address of element `at` of array number `k`."""
 

@@ -21,7 +21,17 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 
-from fastconv.cpu.emitting import INDEX, LANE, POINTER, addresses, call_chosen, define, itemsize, moved, vector_of
+from fastconv.cpu.emitting import (
+    INDEX,
+    POINTER,
+    addresses,
+    call_chosen,
+    define,
+    emit_prefetch,
+    itemsize,
+    moved,
+    vector_of,
+)  # fmt: skip
 from fastconv.cpu.jit import intrinsic
 from fastconv.machine import vector_bytes
 
@@ -216,20 +226,11 @@ def _define_pixels(
         for v in range(vectors)
     }
     for p in range(pixels if complete else 0):  # sums may go to memory that is in no cache
-        _prefetch(builder, place(sums, pitch, INDEX(lanes), p, 0))
+        emit_prefetch(builder, place(sums, pitch, INDEX(lanes), p, 0), write=True)
     for (p, v), total in sum_of_products(builder, taps, first, operands).items():
         builder.store(_clipped(builder, total, limits), place(sums, pitch, INDEX(lanes), p, v), align=align)
     builder.ret_void()
     return function
-
-
-def _prefetch(builder: ir.IRBuilder, place: ir.Value) -> None:
-    """Ask for the cache line of a place that will be written."""
-    from numba.core import cgutils
-
-    kind = ir.FunctionType(ir.VoidType(), [POINTER, LANE, LANE, LANE])
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(function, [place, LANE(1), LANE(3), LANE(1)])
 
 
 def _clipped(builder: ir.IRBuilder, total: ir.Value, limits: list[ir.Value]) -> ir.Value:

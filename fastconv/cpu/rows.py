@@ -17,6 +17,7 @@ from fastconv.cpu.copying import SPLITS, split_planes
 from fastconv.cpu.elements import CLIP, activate, clip, load, resolve, store
 from fastconv.cpu.emitting import INDEX, POINTER, counted, data_of, define, itemsize, moved, vector_of
 from fastconv.cpu.jit import generic, inline, intrinsic
+from fastconv.cpu.transpose import transpose_plane
 from fastconv.machine import vector_bytes
 
 
@@ -215,6 +216,25 @@ def read_planes(planes, first_h, step_h, first_w, step_w, mode, half, out, pitch
                     out[at + i] = load(row[first_w + i * step_w], half)
 
 
+@generic
+def _turn_row(planes: Any, h: Any, w: Any, columns: Any, out: Any, at: Any, pitch: Any) -> Any:
+    """``out[at + i * pitch + c] = planes[c, h, w + i]`` for i < columns, if these lie side by side; whether they do."""
+    from numba import types
+
+    if planes.dtype != out.dtype or isinstance(planes.dtype, types.Complex):
+        return lambda planes, h, w, columns, out, at, pitch: False
+
+    def turn(planes, h, w, columns, out, at, pitch):  # type: ignore[no-untyped-def]
+        if planes.strides[2] != planes.itemsize:
+            return False
+        begin = h * planes.strides[1] // planes.itemsize + w
+        apart = planes.strides[0] // planes.itemsize
+        transpose_plane(planes, begin, apart, out, at, pitch, planes.shape[0], columns)
+        return True
+
+    return turn
+
+
 @inline
 def read_pixels(planes, first_h, step_h, first_w, step_w, mode, half, out, pitch, row_pitch, rows, columns):  # type: ignore[no-untyped-def]
     """As :func:`read_planes`, with the channels of a pixel side by side in `out`, and pixels a `pitch` apart."""
@@ -231,6 +251,10 @@ def read_pixels(planes, first_h, step_h, first_w, step_w, mode, half, out, pitch
             run = without_gaps(planes[:, h, first_w + low_w])
             read_run(run, 0, half, out[at + low_w * channels : at + high_w * channels])
             continue
+        if step_w == 1 and mode == 0 and not side_by_side:
+            done = _turn_row(planes, h, first_w + low_w, high_w - low_w, out, at + low_w * pitch, pitch)
+            if done:
+                continue
         for i in range(low_w, high_w):
             w, to = resolve(first_w + i * step_w, planes.shape[2], mode), at + i * pitch
             if h < 0 or w < 0:

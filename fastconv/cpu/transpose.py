@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 
-from fastconv.cpu.emitting import INDEX, LANE, addresses, itemsize, moved
+from fastconv.cpu.emitting import INDEX, LANE, POINTER, addresses, counted, define, emit_prefetch, itemsize, moved
 from fastconv.cpu.jit import intrinsic
 from fastconv.machine import vector_bytes
 
@@ -53,6 +53,63 @@ def transpose_block(typing_context, source, source_at, source_pitch, target, tar
         values = [builder.load(row, align=itemsize(number), typ=vector) for row in rows(0)]
         for row, value in zip(rows(3), _transposed(builder, values), strict=True):
             builder.store(value, builder.bitcast(row, vector.as_pointer()), align=itemsize(number))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+def _define_plane(module: ir.Module, number: ir.Type, lanes: int) -> ir.Function:
+    """The function (source, source pitch, target, target pitch, rows, columns)."""
+    kinds = [POINTER, INDEX, POINTER, INDEX, INDEX, INDEX]
+    function, there = define(module, f"fastconv_transpose_{number}_{lanes}", kinds)
+    if there:
+        return function
+    source, source_pitch, target, target_pitch, rows, columns = function.args
+    builder = ir.IRBuilder(function.append_basic_block())
+
+    def address(base: ir.Value, pitch: ir.Value, row: ir.Value, column: ir.Value) -> ir.Value:
+        return moved(builder, base, builder.add(builder.mul(row, pitch), column), number)
+
+    def start(index: ir.Value, length: ir.Value, width: int) -> ir.Value:
+        """The last square ends where rows or columns do, and overlaps the one before."""
+        last = builder.sub(length, INDEX(width))
+        return builder.select(builder.icmp_signed("<", index, last), index, last)
+
+    width = lanes
+    while width:  # planes narrower than a vector are cut into squares half as wide, and so on
+        fits = builder.and_(*(builder.icmp_signed(">=", length, INDEX(width)) for length in (rows, columns)))
+        with builder.if_then(fits):
+            vector = ir.VectorType(number, width)
+            with counted(builder, INDEX(0), columns, width) as j, counted(builder, INDEX(0), rows, width) as i:
+                column, row = start(j, columns, width), start(i, rows, width)
+                read, write = address(source, source_pitch, row, column), address(target, target_pitch, column, row)
+                places = [moved(builder, read, builder.mul(source_pitch, INDEX(k)), number) for k in range(width)]
+                values = [builder.load(place, align=itemsize(number), typ=vector) for place in places]
+                for k, value in enumerate(_transposed(builder, values)):
+                    place = moved(builder, write, builder.mul(target_pitch, INDEX(k)), number)
+                    builder.store(value, place, align=itemsize(number))
+                    further = builder.mul(target_pitch, INDEX(k + width))  # rows that are written next
+                    emit_prefetch(builder, moved(builder, write, further, number), write=True)
+            builder.ret_void()
+        width //= 2
+    builder.ret_void()
+    return function
+
+
+@intrinsic
+def transpose_plane(  # type: ignore[no-untyped-def]
+    typing_context, source, source_at, source_pitch, target, target_at, target_pitch, rows, columns
+):
+    """``target[j, i] = source[i, j]`` for i below `rows` and j below `columns`."""
+    from numba import types
+
+    signature = types.void(source, source_at, source_pitch, target, target_at, target_pitch, rows, columns)
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        address, number = addresses(context, builder, signature, arguments), context.get_value_type(source.dtype)
+        function = _define_plane(builder.module, number, vector_bytes() // itemsize(number))
+        passed = address(0, arguments[1]), arguments[2], address(3, arguments[4]), *arguments[5:]
+        builder.call(function, passed)
         return context.get_dummy_value()
 
     return signature, generate

@@ -36,12 +36,11 @@ from fastconv import recycling
 from fastconv.arrays import named_dtype
 from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.costs import CostModel, Work
-from fastconv.cpu.elements import resolve
-from fastconv.cpu.implicit_gemm import _axis, _grid
 from fastconv.cpu.jit import HALF_FORMATS, TaskKernel, array, generic, integer, records
 from fastconv.cpu.microkernel import TILE_VECTORS, multiply_pixels, odd_lines, padded, tile_pixels
 from fastconv.cpu.plan import is_flat
-from fastconv.cpu.rows import read_pixels, read_planes, read_row, read_run, without_gaps
+from fastconv.cpu.rows import read_row, read_run, without_gaps
+from fastconv.cpu.staging import STAGING, Window, sees_padding, stage
 from fastconv.cpu.transpose import transpose_block
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.machine import vector_bytes
@@ -53,20 +52,16 @@ _POSITIONS = 256  # multiplied in one go: a tile of dy fills half of L1
 _ROWS = 288  # (c, k) of a task: so many products share what is staged of dy
 _SUMS = 64 << 10  # of a task
 _STAGED = 64 << 10  # elements of x, about
-_GATHER = 1.5  # staging single elements costs as much as staging so many in whole rows
 _PARTS_BYTES = 16 << 20  # of parts, if there are more than one
 _MOST_BYTES = 64 << 20  # of sums that have to be put in order
 
 #: How the gradient is cut. A task has `inputs` input and `outputs` output channels, `blocks` of them and of groups, and
 #: one of `parts` of the positions, which go by in steps of `rows` by `columns`, `steps` of them along depth, height and
-#: width. The element (c, kd, h, w) of what is staged lies at its product with `pitches`; `padded` says whether any may
-#: be padding. Along h and w there are `length`, in runs of `span`: those of a run are `step` apart in the input, and
-#: runs `jump`; two positions are `position_step` apart in the input.
+#: width. A `panel` has one `tile` of outputs of dy, which come in lines of `line` elements.
 BLOCKING = np.dtype(
-    [(name, np.int64) for name in ("inputs", "outputs", "parts", "rows", "columns", "staged", "padded")]
-    + [(name, np.int64) for name in ("channels_last", "lanes", "tile", "panel", "line")]
-    + [(name, np.int64, (2,)) for name in ("blocks", "length", "span", "step", "jump", "position_step")]
-    + [("steps", np.int64, (3,)), ("pitches", np.int64, (4,))]
+    [(name, np.int64) for name in ("inputs", "outputs", "parts", "rows", "columns", "staged")]
+    + [(name, np.int64) for name in ("lanes", "tile", "panel", "line")]
+    + [("blocks", np.int64, (2,)), ("steps", np.int64, (3,)), ("staging", STAGING)]
 )
 
 
@@ -80,7 +75,6 @@ def _weight_gradient(  # type: ignore[no-untyped-def]
     geo, block = geometry[0], blocking[0]
     mode, lanes, tile, line = geo.padding_mode, block.lanes, block.tile, block.line
     taps = geo.count[0] * geo.count[1] * geo.count[2]
-    pitch_c, pitch_d, pitch_h, pitch_w = block.pitches[0], block.pitches[1], block.pitches[2], block.pitches[3]
     pitch = (block.outputs + lanes - 1) // lanes * lanes
     # The scratch memory: what is staged of x; a tile of dy, transposed; the same as it came; sums ((c, k), o).
     staged, rest = scratch[: block.staged], scratch[block.staged :]
@@ -103,31 +97,13 @@ def _weight_gradient(  # type: ignore[no-untyped-def]
             h_first, w_first = h_step * block.rows, w_step * block.columns
             rows, columns = min(block.rows, geo.kernel[1] - h_first), min(block.columns, geo.kernel[2] - w_first)
             positions = rows * columns
-            if block.padded:
+            if block.staging.padded:
                 staged[:] = 0
-            start_h = h_first * block.position_step[0] - geo.offset[1]
-            start_w = w_first * block.position_step[1] - geo.offset[2]
-            for kd in range(geo.count[0]):
-                source_d = resolve(d * geo.dilation[0] + kd * geo.stride[0] - geo.offset[0], geo.size[0], mode)
-                if source_d < 0:
-                    continue
-                planes = x[c_first : c_first + inputs, g, n, source_d]
-                for h in range(0, block.length[0], block.span[0]):
-                    for w in range(0, block.length[1], block.span[1]):
-                        from_h = start_h + h // block.span[0] * block.jump[0]
-                        from_w = start_w + w // block.span[1] * block.jump[1]
-                        to = staged[kd * pitch_d + h * pitch_h + w * pitch_w :]
-                        if block.channels_last:
-                            read_pixels(
-                                planes, from_h, block.step[0], from_w, block.step[1], mode, half, to, pitch_w, pitch_h,
-                                block.span[0], block.span[1],
-                            )  # fmt: skip
-                        else:
-                            read_planes(
-                                planes, from_h, block.step[0], from_w, block.step[1], mode, half, to, pitch_c, pitch_h,
-                                block.span[0], block.span[1],
-                            )  # fmt: skip
-
+            stage(
+                x[c_first : c_first + inputs, g, n], d * geo.dilation[0] - geo.offset[0], geo.stride[0],
+                h_first * geo.dilation[1] - geo.offset[1], w_first * geo.dilation[2] - geo.offset[2],
+                mode, half, block.staging, staged,
+            )  # fmt: skip
             for o in range(0, outputs, tile):
                 here = min(outputs - o, tile)
                 width = (here + lanes - 1) // lanes * lanes
@@ -225,10 +201,8 @@ class _Cut:
         columns = -(-width // -(-width // _POSITIONS))
         rows = min(_POSITIONS // columns, height) if columns == width else 1
         rows = -(-height // -(-height // max(rows, 1)))
-        h = _axis(rows, c.count[1], c.dilation[1], c.stride[1], 1)
-        w = _axis(columns, c.count[2], c.dilation[2], c.stride[2], _GATHER)
-        window = c.count[0] * h.length * w.length
-        inputs = max(min(_ROWS // taps, _STAGED // window, c.batch), 1)
+        window = Window((rows, columns), c.count, c.dilation, c.stride)
+        inputs = max(min(_ROWS // taps, _STAGED // window.elements, c.batch), 1)
         inputs = max(-(-c.batch // max(-(-c.batch // inputs), 1)), 1)
         outputs = max(min(_SUMS // (inputs * taps) // tile * tile, c.out_channels), tile)
         o_blocks = -(-c.out_channels // outputs)
@@ -241,30 +215,18 @@ class _Cut:
         self.parts = max(min(-(-2 * available_cores() // max(in_one, 1)), c.in_channels * math.prod(steps),
                              _PARTS_BYTES // max(weight * accumulator.itemsize, 1)), 1)  # fmt: skip
         self.tasks = in_one * self.parts
-        pitches = self._pitches(inputs, c.count[0], h.length, w.length, accumulator.itemsize, channels_last)
+        staging = window.staging(inputs, accumulator.itemsize, channels_last=channels_last, padded=sees_padding(c))
+        self.places, self.offsets = staging.offsets, staging.places  # positions are the taps here
         block = self.blocking = np.zeros(1, BLOCKING)
         block["inputs"], block["outputs"], block["parts"] = inputs, outputs, self.parts
         block["rows"], block["columns"], block["blocks"], block["steps"] = rows, columns, blocks, steps
-        block["padded"] = any(
-            offset > 0 or (count - 1) * stride + (kernel - 1) * dilation - offset >= size
-            for offset, count, stride, kernel, dilation, size in zip(
-                c.offset, c.count, c.stride, c.kernel, c.dilation, c.size, strict=True
-            )
-        )
-        block["channels_last"], block["lanes"], block["tile"] = channels_last, lanes, tile
-        for name in ("length", "span", "step", "jump"):
-            block[name] = getattr(h, name), getattr(w, name)
-        block["position_step"] = c.dilation[1:]
-        block["pitches"] = pitches
-        last = inputs - 1, c.count[0] - 1, h.length - 1, w.length - 1
-        block["staged"] = staged = 1 + sum(n * pitch for n, pitch in zip(last, pitches, strict=True))
+        block["lanes"], block["tile"] = lanes, tile
+        block["staging"], block["staged"] = staging.how, staging.elements
         positions = padded(rows * columns, accumulator.itemsize)
         block["panel"], block["line"] = panel, line = positions * tile, odd_lines(positions, accumulator.itemsize)
-        self.scratch = staged + panel + lanes * line + inputs * taps * padded(outputs, accumulator.itemsize)
-        self.offsets = _grid((rows, columns), (h.pixel_step * pitches[2], w.pixel_step * pitches[3]))
-        along = pitches[0], pitches[1], h.tap_step * pitches[2], w.tap_step * pitches[3]
-        self.places = _grid((inputs, *c.count), along)
-        self.work = self._count(c, window)
+        sums = inputs * taps * padded(outputs, accumulator.itemsize)
+        self.scratch = staging.elements + panel + lanes * line + sums
+        self.work = self._count(c, window.elements)
 
     def _count(self, c: Correlation, window: int) -> Work:
         block = self.blocking[0]
@@ -281,14 +243,6 @@ class _Cut:
             "task": self.tasks,
         }
         return Work(self.tasks, counts)
-
-    def _pitches(
-        self, inputs: int, depth: int, height: int, width: int, itemsize: int, channels_last: bool
-    ) -> tuple[int, int, int, int]:
-        if channels_last:
-            return 1, height * width * inputs, width * inputs, inputs
-        plane = odd_lines(height * width, itemsize)
-        return depth * plane, plane, width, 1
 
 
 _Form = tuple[Correlation, _Cut]

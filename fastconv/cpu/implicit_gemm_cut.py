@@ -1,0 +1,169 @@
+"""How implicit GEMM is cut into tasks, and what goes across the vector.
+
+A task takes some pixels of a plane and some output channels, which share what it stages and the panels it writes down.
+It has few enough pixels and sums for L2, and there are tasks enough for all cores.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+
+from fastconv.arrays import named_dtype
+from fastconv.cpu.costs import Work
+from fastconv.cpu.microkernel import TILE_VECTORS, odd_lines, padded, tile_pixels
+from fastconv.cpu.staging import STAGING, Table, Window, grid, sees_padding
+from fastconv.lowering import Correlation
+from fastconv.machine import vector_bytes
+from fastconv.problem import ConvProblem
+from fastconv.settings import available_cores
+
+_TAPS = 256  # products added to a tile in one go: their weights fill half of L1
+_PIXELS = 256  # of a task
+_PANELS = 1 << 14  # elements of the panels between which a tile's weights stay in L1
+_SUMS = 64 << 10  # sums of a task, over all its channels, which share what was staged
+
+_LEAST_VECTORS = 4  # pixels across the vector must be worth so many
+# What it costs, in multiply-adds of a vector, to write down an element of a patch, from runs and one by one; to turn
+# a result; to stage an element.
+_PACKED, _GATHERED, _TURNED, _STAGED = 0.5, 2.0, 2.0, 1.0
+
+#: How a correlation is cut: tasks of `rows` by `columns` pixels and `channels` outputs, `blocks` of them along
+#: channels, height and width; `inputs` channels are multiplied in one go. A tile takes `tile` rows of numbers and
+#: columns of vectors; `lanes` are those of a vector. Scratch memory holds `staged` elements; `panels`, of a `group` of
+#: panels; `sums`, in rows a `pitch` apart; `start`, what they start from. `real` says whether they are real numbers.
+BLOCKING = np.dtype(
+    [(name, np.int64) for name in ("rows", "columns", "channels", "inputs", "across_pixels", "channels_last")]
+    + [(name, np.int64) for name in ("lanes", "real", "staged", "group", "panels", "pitch", "sums", "start")]
+    + [("tile", np.int64, (2,)), ("blocks", np.int64, (3,)), ("staging", STAGING)]
+)
+
+
+class Cut:
+    """How a correlation is cut into tasks."""
+
+    def __init__(self, correlation: Correlation, problem: ConvProblem) -> None:
+        self._correlation = c = correlation
+        accumulator = named_dtype(problem.accumulator_dtype)
+        itemsize, channels_last = accumulator.itemsize, problem.channels_last
+        self.lanes = vector_bytes() // itemsize
+        self.tile = TILE_VECTORS * self.lanes
+        padding = sees_padding(c)
+        readable = not padding and problem.dtype == problem.accumulator_dtype
+        self.across_pixels = across_pixels = not channels_last and self._pixels_are_better(c.flat or c, readable)
+        # Tiles of pixels take numbers of channels side by side: planes are turned as they are staged.
+        self._readable = readable and (across_pixels or channels_last)
+        depth, height, width = c.count
+        wanted = -(-width // _PIXELS)
+        columns = width if wanted <= 1 else -(-width // (wanted * self.tile)) * self.tile
+        rows = self._rows(height, columns)
+        spatial = c.batch * c.groups * depth * -(-height // rows) * -(-width // columns)
+        channels = self._channels(c.out_channels, spatial, rows * columns)
+        volume = math.prod(c.kernel)
+        most = max(_TAPS // max(volume, 1), 1)
+        inputs = max(-(-c.in_channels // max(-(-c.in_channels // most), 1)), 1)
+        window = Window((rows, columns), c.kernel, c.stride, c.dilation)
+        staging = window.staging(inputs, itemsize, channels_last=not across_pixels, padded=padding)
+        # Where the pixels of a task, and where the taps of its channels, lie among what is staged.
+        self.places, self.offsets = staging.places, staging.offsets
+        block = self.blocking = np.zeros(1, BLOCKING)
+        block["rows"], block["columns"], block["channels"], block["inputs"] = rows, columns, channels, inputs
+        block["blocks"] = blocks = -(-c.out_channels // channels), -(-height // rows), -(-width // columns)
+        block["across_pixels"], block["channels_last"] = across_pixels, channels_last
+        block["real"] = accumulator.kind == "f"
+        block["lanes"], block["tile"] = self.lanes, (tile_pixels(), self.tile)
+        block["staging"], block["staged"] = staging.how, staging.elements
+        self.tasks = spatial * blocks[0]
+        pixels = padded(rows * columns, itemsize)
+        panels, group, turned = 0, 1, 0
+        if across_pixels:
+            panel = max(inputs * volume * self.tile, 1)
+            group = max(min(_PANELS // panel, -(-pixels // self.tile)), 1)
+            panels, pitch, start = group * panel, odd_lines(pixels, itemsize), channels * self.lanes
+            sums = channels * pitch
+        else:
+            pitch = start = padded(channels, itemsize)
+            sums, turned = pixels * pitch, 0 if channels_last else self.lanes * pixels
+        block["panels"], block["group"], block["pitch"] = panels, group, pitch
+        block["sums"], block["start"] = sums, start
+        self.scratch = staging.elements + panels + sums + start + turned
+        self.tables, self.weight_tables = lru_cache(maxsize=8)(self._tables), lru_cache(maxsize=8)(self._weight_tables)
+        self.work = self._count(c, window, channels_last)
+
+    def _pixels_are_better(self, c: Correlation, readable: bool) -> bool:
+        """Whether to write patches down costs less than what it spares, each in multiply-adds of a vector per pixel."""
+        if c.targets != (slice(None),) * 3 or math.prod(c.count[1:]) < _LEAST_VECTORS * self.lanes:
+            return False  # results of a piece lie among those of others
+        plane, outputs = math.prod(c.count[1:]), c.out_channels
+        idle_pixels = (-plane % self.lanes) * outputs * c.reduction / (plane * self.lanes)
+        idle_outputs = (-outputs % self.lanes) * c.reduction / self.lanes
+        staged = c.in_channels * math.prod(c.stride) if readable else 0
+        packed = c.reduction * (_PACKED if c.stride[2] == 1 else _GATHERED)
+        return packed + idle_pixels < outputs * _TURNED + staged * _STAGED + idle_outputs
+
+    def _rows(self, height: int, columns: int) -> int:
+        """Rows of a task: nearly as many in each; across pixels so that few lanes are idle."""
+        most = min(max(_PIXELS // columns, 1), height)
+        if not self.across_pixels:
+            return -(-height // -(-height // most))
+        return min(range(most, max(most // 2, 1) - 1, -1), key=lambda rows: self._panels(rows, columns))
+
+    def _panels(self, rows: int, columns: int) -> int:
+        """Panels of a plane that is cut into tasks of so many pixels."""
+        _, height, width = self._correlation.count
+        return sum(
+            high * wide * -(-h * w // self.tile)
+            for high, h in ((height // rows, rows), (1, height % rows))
+            for wide, w in ((width // columns, columns), (1, width % columns))
+        )
+
+    def _tables(self, strides: tuple[int, ...], itemsize: int) -> tuple[bool, Table, Table]:
+        """Whether input of those strides is read where it lies, and where pixels and taps then are."""
+        c, block = self._correlation, self.blocking[0]
+        steps, odd = zip(*(divmod(stride, itemsize) for stride in strides[2:]), strict=True)
+        # Pixels must lie in order, as they do where rows do not overlap.
+        ordered = steps[3] > 0 and steps[2] > (c.size[2] - 1) * steps[3]
+        if not self._readable or any(odd) or not ordered:
+            return False, self.places, self.offsets
+        places = grid((block["rows"], block["columns"]), (c.stride[1] * steps[2], c.stride[2] * steps[3]))
+        taps = (steps[0], *(step * dilation for step, dilation in zip(steps[1:], c.dilation, strict=True)))
+        return True, places, grid((block["inputs"], *c.kernel), taps)
+
+    def _weight_tables(self, strides: tuple[int, ...], itemsize: int) -> tuple[Table, Table]:
+        """Where outputs and taps are in a weight ``(G, O, C, KD, KH, KW)`` of those strides."""
+        c, block = self._correlation, self.blocking[0]
+        steps = [stride // itemsize for stride in strides]
+        return np.arange(block["channels"]) * steps[1], grid((block["inputs"], *c.kernel), tuple(steps[2:]))
+
+    def _channels(self, out_channels: int, spatial: int, pixels: int) -> int:
+        """Output channels of a task: whole tiles, as many as share the staging without leaving threads idle."""
+        wanted = min(_SUMS // pixels, -(-out_channels * spatial // (2 * available_cores())))
+        wanted = -(-max(wanted, 1) // self.tile) * self.tile
+        blocks = -(-out_channels // wanted)
+        return max(min(-(-out_channels // blocks // self.tile) * self.tile if blocks else 1, max(out_channels, 1)), 1)
+
+    def _count(self, c: Correlation, window: Window, channels_last: bool) -> Work:
+        """What it costs: products (those of idle lanes included), tiles, staging, results, tasks."""
+        block = self.blocking[0]
+        images = c.batch * c.groups * c.positions
+        staged = 0 if self._readable else self.tasks * c.in_channels * window.elements
+        counts = {
+            "staged": staged,
+            "run": staged / (int(block["inputs"]) if channels_last else window.width.span),
+            "weight": self.tasks * int(block["channels"]) * c.reduction,
+            "task": self.tasks,
+        }
+        rounds = -(-c.in_channels // int(block["inputs"]))
+        if self.across_pixels:
+            panels = c.batch * c.groups * c.count[0] * self._panels(int(block["rows"]), int(block["columns"]))
+            across, along = panels * self.tile, c.out_channels
+            counts["gathered" if c.stride[2] > 1 else "packed"] = images * c.reduction * int(block["blocks"][0])
+        else:
+            across, along = -(-c.out_channels // self.lanes) * self.lanes, images
+            counts["transposed"] = 0 if channels_last else images * c.out_channels
+            counts["row"] = images if channels_last else images * c.out_channels / int(block["columns"])
+        counts["product"] = across * along * c.reduction
+        counts["tile"] = across / self.tile * along / tile_pixels() * rounds
+        return Work(self.tasks, counts)

@@ -73,6 +73,8 @@ def test_explain_marks_the_choice():
         (("bench", "--threads", "0"), "at least 1"),
         (("bench", "--seconds", "none"), "'none'"),
         (("bench", "--roofline", "no/such/folder"), "folder"),
+        (("bench", "--algorithms", "abacus"), "abacus"),
+        (("bench", "--read", __file__), "test_cli.py"),
         (("bench", "--json", "no/such/folder/file.json"), "folder"),
         (("demo", "no-such-photograph.jpg"), "no-such-photograph.jpg"),
         (("demo", __file__), "not an image"),
@@ -155,3 +157,8 @@ def test_bench_measures_prints_and_writes(tmp_path):
         assert {contest["rows"] for contest in run["contests"]} == {1}
     for file in (picture, tmp_path / "direct-roofline.png", tmp_path / "im2col-roofline.png"):
         assert file.read_bytes().startswith(b"\x89PNG")
+    again = tmp_path / "again"
+    again.mkdir()
+    assert "NHWC against NCHW" in fastconv("bench", "--read", data, "--roofline", again).stdout
+    for file in tmp_path.glob("*-roofline.png"):
+        assert (again / file.name).read_bytes() == file.read_bytes()

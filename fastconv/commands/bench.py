@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from fastconv.commands.bench_results import Row, Run, write
+from fastconv.commands.bench_results import Row, Run, read, write
 from fastconv.commands.bench_tables import print_cpu_against_gpu, print_run
 from fastconv.commands.console import CommandError, installed, positive_int, progress, require
 from fastconv.commands.engines import ENGINES, PEERS
@@ -45,20 +45,69 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write machine, versions and every row")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a PNG plot")
     parser.add_argument(
+        "--algorithms", metavar="NAMES", help="time CPU algorithms each by itself too: all, or some, between commas"
+    )
+    parser.add_argument(
         "--roofline",
         type=Path,
         metavar="FOLDER",
-        help="time each CPU algorithm by itself too, and write its roofline plot",
+        help="write a roofline plot of each algorithm timed by itself: all, unless --algorithms names some",
+    )
+    parser.add_argument(
+        "--read", nargs="+", type=Path, metavar="FILE", help="measure nothing: print and plot what --json wrote"
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Race the engines over the layers; print, write and plot what was measured."""
-    import fastconv
-    from fastconv import dispatch, machine, registry
+    from fastconv import machine
 
     _check_outputs(args)
+    if args.read:
+        title, runs = _recall(args.read)
+        for one in runs:
+            print_run(one)
+    else:
+        title, runs = machine.cpu_model(), []
+        try:
+            _race(args, runs)
+        except EngineError as error:
+            print(f"fastconv bench: {error}", file=sys.stderr)
+            return 1
+    if args.plot:
+        from fastconv.commands.bench_plot import plot
+
+        plot(args.plot, runs, title)
+    if args.roofline:
+        from fastconv.commands.roofline import plot_rooflines
+
+        plot_rooflines(args.roofline, runs, title)
+    return 0
+
+
+def _recall(files: list[Path]) -> tuple[str, list[Run]]:
+    """The processor and the runs of results files, which must be of one machine."""
+    runs: list[Run] = []
+    titles: list[str] = []
+    for file in files:
+        try:
+            title, found = read(file)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise CommandError(f"--read {file}: expected a file that bench --json wrote ({error!r})") from None
+        titles.append(title)
+        runs += found
+    if len(set(titles)) > 1:
+        raise CommandError(f"--read: expected results of one machine, not of {', '.join(dict.fromkeys(titles))}")
+    return titles[0], runs
+
+
+def _race(args: argparse.Namespace, runs: list[Run]) -> None:
+    """Add what is measured to `runs`, printing and writing it on the way."""
+    import fastconv
+    from fastconv import dispatch
+
     layers, peers = _layers(args.network, args.batch), _peers(args.peers)
+    algorithms = _algorithms(args.algorithms or ("all" if args.roofline else None))
     no_gpu = dispatch.why_no_gpu() if args.device != "cpu" else None
     if no_gpu and args.device == "gpu":
         raise CommandError(f"--device gpu: {no_gpu}")
@@ -67,33 +116,30 @@ def run(args: argparse.Namespace) -> int:
     all_threads = args.threads or [fastconv.get_num_threads()]
     machines = [("cpu", threads) for threads in all_threads if args.device != "gpu"]
     machines += [("gpu", all_threads[-1])] if args.device != "cpu" and not no_gpu else []
-    runs: list[Run] = []
     versions: dict[str, str] = {}
     for op, dtype in itertools.product(args.op, args.dtype):
         meant = [replace(layer, op=op) for layer in layers]
         for device, threads in machines:
             engines = [e for e in ENGINES if device in ENGINES[e].devices and (e.startswith("fastconv") or e in peers)]
-            if device == "cpu" and args.roofline:
-                engines += [f"fastconv:{algorithm.name}" for algorithm in registry.algorithms("cpu")]
-            try:
-                runs.append(_measure(meant, engines, device, dtype, threads, args.seconds, versions))
-            except EngineError as error:
-                print(f"fastconv bench: {error}", file=sys.stderr)
-                return 1
+            engines += [f"fastconv:{name}" for name in algorithms if device == "cpu"]
+            runs.append(_measure(meant, engines, device, dtype, threads, args.seconds, versions))
             print_run(runs[-1])
             if args.json:
                 write(args.json, runs, versions)
         if args.device == "both" and not no_gpu:
             print_cpu_against_gpu(*runs[-2:])
-    if args.plot:
-        from fastconv.commands.bench_plot import plot
 
-        plot(args.plot, runs, machine.cpu_model())
-    if args.roofline:
-        from fastconv.commands.roofline import plot_rooflines
 
-        plot_rooflines(args.roofline, runs, machine.cpu_model())
-    return 0
+def _algorithms(names: str | None) -> list[str]:
+    """The CPU algorithms that `names`, the argument, stands for."""
+    from fastconv import registry
+
+    known = [algorithm.name for algorithm in registry.algorithms("cpu")]
+    chosen = [] if names is None else known if names == "all" else names.split(",")
+    for name in chosen:
+        if name not in known:
+            raise CommandError(f"--algorithms {names}: expected all, or some of {','.join(known)}")
+    return chosen
 
 
 def _positive(text: str) -> float:

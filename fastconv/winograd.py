@@ -87,7 +87,7 @@ def amplification(window: int, taps: int) -> tuple[float, float]:
         products = np.outer(inputs[f], weights[f][::-1])
         components[f] = sum(np.diagonal(products, d).max(initial=0) for d in range(1 - window, taps))
     terms = outputs * components
-    return float(terms.sum(1).max()), float(np.sqrt((terms**2).sum(1)).max())
+    return float(np.max(terms.sum(1))), float(np.max(np.sqrt((terms**2).sum(1))))
 
 
 @cache

@@ -420,7 +420,7 @@ class _DepthwiseWeightPlan(Plan):
                    cut.correlation.geometry, cut.blocking, cut.steps, cut.tiles, cut.order, self._half)  # fmt: skip
             if not in_place:
                 with np.errstate(all="ignore"):  # NaN and infinity are data
-                    total = np.add.reduce(parts, axis=0).reshape(weight.shape)
+                    total = parts.sum(axis=0).reshape(weight.shape)
                     weight[...] = total if residual is None else total + residual.transpose(1, 2, 0, 3, 4, 5)
 
 

@@ -23,7 +23,8 @@ def _scatter(first, last, gradient, indices, result, bad, scratch):  # type: ign
     results, positions, channels = np.uintp(gradient.shape[1]), np.uintp(result.shape[1]), np.uintp(result.shape[2])
     blocks = (channels + np.uintp(_BLOCK - 1)) // np.uintp(_BLOCK)
     for task in range(np.uintp(first), np.uintp(last)):
-        n, begin = task // blocks, task % blocks * np.uintp(_BLOCK)
+        n: Any = task // blocks
+        begin: Any = task % blocks * np.uintp(_BLOCK)
         if channels == 1:
             for i in range(positions):
                 result[n, i, 0] = 0

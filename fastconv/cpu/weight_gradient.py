@@ -289,7 +289,7 @@ class _WeightGradientPlan(Plan):
             parts = np.lib.stride_tricks.as_strided(weight, (1, *shape), strides)
         self._kernel(cut.tasks, piece.macs, cut.scratch, x, gradient, parts, piece.geometry, cut.blocking, cut.offsets,
                      cut.places, tile_pixels(), self._half)  # fmt: skip
-        return np.add.reduce(parts, axis=0) if weight is None else None
+        return parts.sum(axis=0) if weight is None else None
 
     def _complex_sums(self, forms: list[_Form], x: Any, gradient: Any) -> Any:
         """Four real products make a complex one."""

@@ -65,6 +65,15 @@ __device__ inline bool inside(const Geometry& q, const Source& s, const Tap& tap
     return below(s.at[0] + tap.d, q.size[0]) && below(s.at[1] + tap.h, q.size[1]) && below(s.at[2] + tap.w, q.size[2]);
 }
 
+// Whether all that a position reads is in the array.
+__device__ inline bool window_inside(const Geometry& q, const Source& s) {
+    bool all = true;
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis)
+        all &= s.at[axis] >= 0 && s.at[axis] + (q.kernel[axis] - 1) * q.dilation[axis] < q.size[axis];
+    return all;
+}
+
 // How far from there, in elements, the one lies that stands for it, where padding is not zeros.
 __device__ inline long long elsewhere(const View<const STORAGE>& x, const Geometry& q, const Source& s, const Tap& tap) {
     return x.offset(0, 0, 0, moved(q, 0, s.at[0] + tap.d), moved(q, 1, s.at[1] + tap.h), moved(q, 2, s.at[2] + tap.w));

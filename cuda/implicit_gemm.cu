@@ -9,15 +9,20 @@
 //
 // Where the outputs alone are too few blocks to fill a GPU, several share a tile, each with a part of the sum: their
 // results go to memory and are added in order by `add_splits` (cuda/splits.cu).
+//
+// GROUPED: what the kernel sees as one group is several, with a block-diagonal weight; see fastconv/gpu/bundling.py.
 #include "epilogue.cuh"
 #include "gather.cuh"
 #include "operands.cuh"
+#include "products.cuh"
 
 struct ImplicitGemm {
     View<const STORAGE> x;
     const STORAGE* weight;  // (G, O, K rounded up to whole steps), filled up with zeros
-    const Tap* taps;  // of channel 0
+    const Tap* taps;  // of channel 0, or BY_PRODUCT all products
     Divisor channels;
+    Divisor group_channels;   // of one group, GROUPED
+    long long group_outputs;  // the same
     View<RESULT> y;
     Geometry geometry;
     Epilogue epilogue;
@@ -34,8 +39,15 @@ constexpr int STAGE_BYTES = (TILE_POSITIONS + TILE_CHANNELS) * ROW_BYTES;
 
 // RUN consecutive k are consecutive channels of one tap, VECTOR of them adjacent in memory and aligned.
 static_assert(CHUNK % RUN == 0 && RUN % VECTOR == 0, "chunks are made of runs, runs of vectors");
+static_assert(!BY_PRODUCT || RUN == 1, "runs are of channels of one tap");
 constexpr int VECTOR_BYTES = VECTOR * sizeof(STORAGE);
 constexpr bool ASYNCHRONOUS = VECTOR_BYTES >= 4;  // the narrowest asynchronous copy
+
+// Products of a sum, and steps that they fill.
+__device__ inline int reduction_of(const Geometry& q) {
+    return (int)(q.in_channels * q.kernel[0] * q.kernel[1] * q.kernel[2]);
+}
+__device__ inline int steps_of(const Geometry& q) { return (reduction_of(q) + DEPTH - 1) / DEPTH; }
 
 // -- copies into a stage ---------------------------------------------------------------------------------------------
 
@@ -53,28 +65,48 @@ struct Carried {
     Vector<STORAGE, CHUNK> chunk[ASYNCHRONOUS ? 1 : X_COPIES];
 };
 
-__device__ inline void copy_x(const ImplicitGemm& p, const Source (&source)[SOURCES], int k, int reduction,
+// Where product `product` is read for a row, if it is one that is there.
+struct Read {
+    const STORAGE* from;
+    bool there;
+};
+
+__device__ inline Read read_of(const ImplicitGemm& p, const Source& source, int product, int reduction) {
+    const int at = BY_PRODUCT ? product : quotient(product, p.channels);
+    const bool real = product < reduction;
+    const Tap tap = p.taps[real ? at : 0];
+    Read read{source.data + tap.offset, real && inside(p.geometry, source, tap)};
+    if (!BY_PRODUCT) read.from += (product - at * p.channels.value) * p.x.stride[2];
+    if (real && !read.there && p.geometry.padding_mode != ZEROS) {
+        read.from += elsewhere(p.x, p.geometry, source, tap);
+        read.there = true;
+    }
+    return read;
+}
+
+__device__ inline void copy_x(const ImplicitGemm& p, const Source (&source)[SOURCES], bool whole, int k, int reduction,
                               unsigned char* stage, Carried& carried) {
 #pragma unroll
     for (int i = 0; i < X_COPIES; ++i) {
-        const int unit = threadIdx.x + i * THREADS, chunk = chunk_of(unit);
+        const int unit = threadIdx.x + i * THREADS, chunk = chunk_of(unit), first = k + chunk * CHUNK;
         unsigned char* to = stage + swizzled(row_of(unit), chunk);
+        const Source& here = source[i % SOURCES];
+        const auto put = [&](int element, const STORAGE* from, bool there) {
+            if constexpr (ASYNCHRONOUS)
+                copy_async<VECTOR_BYTES>(to + element * sizeof(STORAGE), from, there);
+            else
+                carried.chunk[i].lane[element] = there ? *from : STORAGE{};
+        };
+        if (BY_PRODUCT && whole && first + CHUNK <= reduction) {
+#pragma unroll
+            for (int e = 0; e < CHUNK; ++e) put(e, here.data + p.taps[first + e].offset, true);
+            continue;
+        }
 #pragma unroll
         for (int run = 0; run < CHUNK; run += RUN) {
-            const int product = k + chunk * CHUNK + run, at = quotient(product, p.channels);
-            const long long channel = product - at * p.channels.value;
-            const bool real = product < reduction;
-            const Tap tap = p.taps[real ? at : 0];
-            const Source& here = source[i % SOURCES];
-            const bool there = real && inside(p.geometry, here, tap);
-            const STORAGE* from = here.data + tap.offset + channel * p.x.stride[2];
+            Read read = read_of(p, here, first + run, reduction);
 #pragma unroll
-            for (int v = 0; v < RUN; v += VECTOR, from += VECTOR * p.x.stride[2]) {
-                if constexpr (ASYNCHRONOUS)
-                    copy_async<VECTOR_BYTES>(to + (run + v) * sizeof(STORAGE), from, there);
-                else
-                    carried.chunk[i].lane[run + v] = there ? *from : STORAGE{};
-            }
+            for (int v = 0; v < RUN; v += VECTOR, read.from += VECTOR * p.x.stride[2]) put(run + v, read.from, read.there);
         }
     }
 }
@@ -109,12 +141,29 @@ using Sums = ACCUMULATOR[ROWS][COLUMNS][4];
 __device__ inline int warp_row() { return threadIdx.x / 32 / WARP_COLUMNS * WARP_POSITIONS; }
 __device__ inline int warp_column() { return threadIdx.x / 32 % WARP_COLUMNS * WARP_CHANNELS; }
 
-__device__ inline void compute(const unsigned char* stage, Sums& sums) {
+// The columns of the block's tile whose groups have any of the products of one instruction, from `product` on. These
+// are channels of one tap.
+struct Columns {
+    int first, end;
+};
+
+__device__ inline Columns columns_of(const ImplicitGemm& p, int product) {
+    constexpr int LAST = 2 * CHUNK - 1;
+    const int channel = product - quotient(product, p.channels) * (int)p.channels.value;
+    const int outputs = (int)p.group_outputs;
+    return {quotient(channel, p.group_channels) * outputs, (quotient(channel + LAST, p.group_channels) + 1) * outputs};
+}
+
+// `product` is the first of the stage.
+__device__ inline void compute(const ImplicitGemm& p, int product, const unsigned char* stage, Sums& sums) {
     const unsigned char* x = stage;
     const unsigned char* w = stage + TILE_POSITIONS * ROW_BYTES;
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int chunk = 0; chunk < ROW_CHUNKS; chunk += 2) {
+        const Columns some = GROUPED ? columns_of(p, product + chunk * CHUNK) : Columns{};
+        const auto left_out = [&](int from, int end) { return GROUPED && (end <= some.first || some.end <= from); };
+        if (left_out(warp_column(), warp_column() + WARP_CHANNELS)) continue;
         FragmentA a[ROWS];
         FragmentB b[COLUMNS];
 #pragma unroll
@@ -132,9 +181,11 @@ __device__ inline void compute(const unsigned char* stage, Sums& sums) {
             refine(b[j + 1], STORAGE{});
         }
 #pragma unroll
-        for (int i = 0; i < ROWS; ++i)
+        for (int j = 0; j < COLUMNS; ++j) {
+            if (left_out(warp_column() + j * 8, warp_column() + j * 8 + 8)) continue;
 #pragma unroll
-            for (int j = 0; j < COLUMNS; ++j) multiply(sums[i][j], a[i], b[j], STORAGE{});
+            for (int i = 0; i < ROWS; ++i) multiply(sums[i][j], a[i], b[j], STORAGE{});
+        }
     }
 }
 
@@ -158,6 +209,19 @@ struct Block {
     int group, split;
 };
 
+// The sum of one output by its definition. Its own group's channels alone are in it, so nothing of another one is.
+__device__ inline ACCUMULATOR sum_of_group(const ImplicitGemm& p, const Block& block, int position, long long o) {
+    const Geometry& q = p.geometry;
+    const Position t = position_of(q, block.first, position, p.images_fastest);
+    const long long channels = p.group_channels.value, first = o / p.group_outputs * channels;
+    View<const STORAGE> image = p.x;
+    image.data += p.x.offset(t.n, block.group, first, 0, 0, 0);
+    const long long line = q.kernel[2] * q.in_channels;
+    const View<const STORAGE> filter{p.weight + (block.group * q.out_channels + o) * steps_of(q) * DEPTH + first,
+                                     {0, 0, 1, q.kernel[1] * line, line, q.in_channels}};
+    return sum_products(q, image, filter, channels, t.d, t.h, t.w);
+}
+
 __device__ inline void write_band(const ImplicitGemm& p, const Block& block, int band, const Results& results) {
     const Geometry& q = p.geometry;
     for (int i = threadIdx.x; i < BAND * TILE_CHANNELS; i += THREADS) {
@@ -166,7 +230,8 @@ __device__ inline void write_band(const ImplicitGemm& p, const Block& block, int
         const long long o = block.channel + column;
         const int position = tile_row(band, row);
         if (position >= block.left || o >= q.out_channels) continue;
-        const ACCUMULATOR sum = results.band[row][column];
+        ACCUMULATOR sum = results.band[row][column];
+        if (GROUPED && sum - sum != 0) sum = sum_of_group(p, block, position, o);
         if (p.partial) {
             const long long positions = block.first + block.left, slice = block.split * q.groups + block.group;
             p.partial[(slice * positions + block.first + position) * q.out_channels + o] = sum;
@@ -225,8 +290,8 @@ constexpr int RESIDENT_BLOCKS = BLOCKS_PER_SM;
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS) implicit_gemm(const ImplicitGemm p) {
     const Geometry& q = p.geometry;
     const Block block = this_block(p);
-    const int reduction = (int)(q.in_channels * q.kernel[0] * q.kernel[1] * q.kernel[2]);
-    const int steps = (reduction + DEPTH - 1) / DEPTH, depth = steps * DEPTH;
+    const int reduction = reduction_of(q);
+    const int steps = steps_of(q), depth = steps * DEPTH;
     const int first = (int)((long long)steps * block.split / p.splits);
     const int end = (int)((long long)steps * (block.split + 1) / p.splits);
     const long long channels = q.out_channels - block.channel;
@@ -238,6 +303,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS) implicit_
         const Position t = position_of(q, block.first, row_of(threadIdx.x + i * THREADS), p.images_fastest);
         source[i] = source_of(p.x, q, t, block.group);
     }
+    const bool whole = BY_PRODUCT && window_inside(q, source[0]);
 
     Sums sums{};
     // The first rounds only fill the ring. Empty groups are committed, too, because what is waited for is counted in them.
@@ -250,12 +316,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS) implicit_
         unsigned char* to = dynamic_shared + next * STAGE_BYTES;
         Carried carried;
         if (later < end) {
-            copy_x(p, source, later * DEPTH, reduction, to, carried);
+            copy_x(p, source, whole, later * DEPTH, reduction, to, carried);
             copy_w(weight + later * DEPTH, depth, channels, to);
         }
         commit_copies();
         slot = next + 1 == STAGES ? 0 : next + 1;  // the oldest one
-        if (step >= first) compute(dynamic_shared + slot * STAGE_BYTES, sums);
+        if (step >= first) compute(p, step * DEPTH, dynamic_shared + slot * STAGE_BYTES, sums);
         if (later < end) deposit(carried, to);
     }
     wait_for_copies<0>();

@@ -37,20 +37,29 @@ __device__ inline void mma_f16(float (&c)[4], const unsigned int (&a)[4], const 
 #endif
 }
 
-__device__ inline void mma_s8(int (&c)[4], const unsigned int (&a)[4], const unsigned int (&b)[2]) {
+// Integers of 8 bits, signed or not; the type is part of the instruction's name.
 #if __CUDA_ARCH__ >= 800
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#define MMA_OF_BYTES(name, type)                                                                                       \
+    __device__ inline void name(int (&c)[4], const unsigned int (&a)[4], const unsigned int (&b)[2]) {                 \
+        asm("mma.sync.aligned.m16n8k32.row.col.s32." type "." type ".s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "         \
+            "{%8, %9}, {%0, %1, %2, %3};"                                                                              \
+            : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])                                                           \
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                                       \
+    }
 #else
-    for (int part = 0; part < 4; ++part) {
-        const int rows = part % 2, half = part / 2;
-        asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
-            : "+r"(c[2 * rows]), "+r"(c[2 * rows + 1])
-            : "r"(a[part]), "r"(b[half]));
+#define MMA_OF_BYTES(name, type)                                                                                       \
+    __device__ inline void name(int (&c)[4], const unsigned int (&a)[4], const unsigned int (&b)[2]) {                 \
+        for (int part = 0; part < 4; ++part) {                                                                         \
+            const int rows = part % 2, half = part / 2;                                                                \
+            asm("mma.sync.aligned.m8n8k16.row.col.s32." type "." type ".s32 {%0, %1}, {%2}, {%3}, {%0, %1};"           \
+                : "+r"(c[2 * rows]), "+r"(c[2 * rows + 1])                                                             \
+                : "r"(a[part]), "r"(b[half]));                                                                         \
+        }                                                                                                              \
     }
 #endif
-}
+MMA_OF_BYTES(mma_s8, "s8")
+MMA_OF_BYTES(mma_u8, "u8")
+#undef MMA_OF_BYTES
 
 #if __CUDA_ARCH__ >= 800
 __device__ inline void mma_bf16(float (&c)[4], const unsigned int (&a)[4], const unsigned int (&b)[2]) {

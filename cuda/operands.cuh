@@ -58,6 +58,10 @@ __device__ inline void multiply(int (&c)[4], const FragmentA& a, const FragmentB
     mma_s8(c, a.part[0], b.part[0]);
 }
 
+__device__ inline void multiply(int (&c)[4], const FragmentA& a, const FragmentB& b, uint8) {
+    mma_u8(c, a.part[0], b.part[0]);
+}
+
 #if !defined(__CUDACC__) || __CUDA_ARCH__ >= 800
 __device__ inline void multiply(float (&c)[4], const FragmentA& a, const FragmentB& b, bfloat16) {
     mma_bf16(c, a.part[0], b.part[0]);

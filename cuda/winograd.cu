@@ -10,6 +10,7 @@
 // of 6 x 6 takes 432 multiply-adds for the 36 numbers that it writes.
 #include "digits.cuh"
 #include "epilogue.cuh"
+#include "products.cuh"
 
 constexpr int MOST_WINDOW = 6, MOST_TAPS = 5;
 constexpr int THREADS = 128;
@@ -166,20 +167,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) transform_w
 }
 
 // The sum by its definition.
-__device__ inline ACCUMULATOR sum_products(const Winograd& p, const Tile& t, long long g, long long o, long long h,
-                                           long long w) {
-    const Geometry& q = p.geometry;
-    ACCUMULATOR sum{};
-    for (long long c = 0; c < q.in_channels; ++c)
-        for (long long kd = 0; kd < q.kernel[0]; ++kd)
-            for (long long kh = 0; kh < q.kernel[1]; ++kh)
-                for (long long kw = 0; kw < q.kernel[2]; ++kw) {
-                    const long long at_d = source(q, 0, t.d, kd), at_h = source(q, 1, h, kh), at_w = source(q, 2, w, kw);
-                    const bool inside = at_d >= 0 && at_h >= 0 && at_w >= 0;
-                    const ACCUMULATOR x = inside ? load(p.x.data[p.x.offset(t.n, g, c, at_d, at_h, at_w)]) : ACCUMULATOR{};
-                    sum = multiply_add(x, load(p.w.data[p.w.offset(g, o, c, kd, kh, kw)]), sum);
-                }
-    return sum;
+__device__ inline ACCUMULATOR sum_of(const Winograd& p, const Tile& t, long long g, long long o, long long h, long long w) {
+    View<const STORAGE> image = p.x, filter = p.w;
+    image.data += p.x.offset(t.n, g, 0, 0, 0, 0);
+    filter.data += p.w.offset(g, o, 0, 0, 0, 0);
+    return sum_products(p.geometry, image, filter, p.geometry.in_channels, t.d, h, w);
 }
 
 constexpr int HIGH = WINDOW_H > 1 ? WINDOW_H - 1 : 1, WIDE = WINDOW_W > 1 ? WINDOW_W - 1 : 1;
@@ -211,7 +203,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) transform_s
             if (h >= q.count[1] || w >= q.count[2]) continue;
             ACCUMULATOR sum = outputs[a * WIDE + b][threadIdx.x];
             // An input that is not finite spoils its whole tile, and so may an overflow.
-            if (sum - sum != 0) sum = sum_products(p, t, job.group, job.row, h, w);
+            if (sum - sum != 0) sum = sum_of(p, t, job.group, job.row, h, w);
             finish(p.epilogue, sum, job.group * q.out_channels + job.row,
                    p.epilogue.residual.offset(t.n, job.group, job.row, t.d, h, w),
                    p.y.data[p.y.offset(t.n, job.group, job.row, t.d, h, w)]);

@@ -49,8 +49,8 @@ def estimate(algorithm: Algorithm, problem: ConvProblem, *, prepared: bool) -> E
     """Seconds of a call: of a prepared layer, or of a function, which packs the weight each time."""
     record = _recall(problem, algorithm.device)
     measured = {} if record is None else record.prepared if prepared else record.call
-    if algorithm.name in measured:
-        return Estimate(False, measured[algorithm.name])
+    if algorithm.key in measured:
+        return Estimate(False, measured[algorithm.key])
     here = machine_of(algorithm.device)
     seconds = algorithm.cost(problem, here)
     return Estimate(True, seconds if prepared else seconds + algorithm.pack_cost(problem, here))
@@ -61,6 +61,13 @@ def _recall(problem: ConvProblem, device: str) -> Record | None:
     from fastconv.remembered import recall  # what it imports, the first choice has to import anyway
 
     return recall(problem, device)
+
+
+def configured(algorithm: Algorithm, problem: ConvProblem, *, prepared: bool) -> Algorithm:
+    """An algorithm in the configuration that was measured fastest; as it is where none was measured."""
+    if _recall(problem, algorithm.device) is None:
+        return algorithm
+    return min((algorithm, *algorithm.configurations(problem)), key=lambda a: estimate(a, problem, prepared=prepared))
 
 
 @lru_cache(maxsize=4096)
@@ -82,8 +89,8 @@ def choose(problem: ConvProblem, device: str = "cpu", algorithm: str = "auto", *
         reason = known[algorithm].why_not(problem)
         if reason is not None:
             raise ValueError(f"algorithm={algorithm!r} cannot compute {problem}: {reason}")
-        return known[algorithm]
-    willing = [a for a in known.values() if a.why_not(problem) is None]
+        return configured(known[algorithm], problem, prepared=prepared)
+    willing = [configured(a, problem, prepared=prepared) for a in known.values() if a.why_not(problem) is None]
     return min(willing, key=lambda a: estimate(a, problem, prepared=prepared))
 
 

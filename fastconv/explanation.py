@@ -10,21 +10,28 @@ import numpy as np
 
 from fastconv import settings
 from fastconv.arrays import named_dtype
-from fastconv.dispatch import Estimate, choose, estimate, place, why_no_gpu
+from fastconv.dispatch import choose, configured, estimate, place, why_no_gpu
 from fastconv.problem import ConvProblem, Triple, compute_dtype, ndim_of
 from fastconv.registry import Algorithm, algorithms
 
 
 @dataclass(frozen=True)
 class Form:
-    """An algorithm in one form of a convolution: seconds, predicted or measured, and whether it is the one chosen."""
+    """An algorithm in one form of a convolution: seconds, predicted or measured, and whether it is the one chosen.
+
+    Where one of its configurations was measured fastest, that is the one.
+    """
 
     seconds: float
     measured: bool
     chosen: bool
+    configuration: str = ""
 
     def __str__(self) -> str:
-        return f"{'->' if self.chosen else '  '} {self.seconds * 1e3:.3g} ms{' measured' * self.measured}"
+        configuration = f" ({self.configuration})" if self.configuration else ""
+        return (
+            f"{'->' if self.chosen else '  '} {self.seconds * 1e3:.3g} ms{' measured' * self.measured}{configuration}"
+        )
 
 
 @dataclass(frozen=True)
@@ -138,12 +145,15 @@ def _row(candidate: Algorithm, problem: ConvProblem, called: Algorithm, prepared
     reason = candidate.why_not(problem) or (why_no_gpu() if device == "gpu" else None)
     if reason is not None:
         return Row(name, device, None, None, None, None, None, reason)
-    call = _form(estimate(candidate, problem, prepared=False), candidate is called)
-    layer = _form(estimate(candidate, problem, prepared=True), candidate is prepared)
+    call = _form(candidate, problem, called, prepared=False)
+    layer = _form(candidate, problem, prepared, prepared=True)
     workspace = candidate.workspace_bytes(problem, settings.workspace_limit())
     promise = candidate.tolerance(problem), candidate.spread(problem)
     return Row(name, device, call, layer, workspace, *promise, None)
 
 
-def _form(time: Estimate, chosen: bool) -> Form:
-    return Form(time.seconds, not time.predicted, chosen)
+def _form(candidate: Algorithm, problem: ConvProblem, chosen: Algorithm, *, prepared: bool) -> Form:
+    fastest = configured(candidate, problem, prepared=prepared)
+    time = estimate(fastest, problem, prepared=prepared)
+    is_chosen = (candidate.name, candidate.device) == (chosen.name, chosen.device)
+    return Form(time.seconds, not time.predicted, is_chosen, fastest.configuration)

@@ -11,7 +11,7 @@ import importlib
 import math
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from functools import cache
 from typing import Any, ClassVar
 
@@ -58,6 +58,18 @@ class Algorithm(ABC):
 
     name: ClassVar[str]
     device: ClassVar[str]
+
+    #: What is fixed that the algorithm would else predict, in words: a tile, for instance.
+    configuration: str = ""
+
+    @property
+    def key(self) -> str:
+        """Under which its measured times are remembered."""
+        return f"{self.name} {self.configuration}".rstrip()
+
+    def configurations(self, problem: ConvProblem) -> Iterable[Algorithm]:
+        """What else `tune` measures on `problem`: this algorithm in each of its configurations, if it has any."""
+        return ()
 
     @abstractmethod
     def why_not(self, problem: ConvProblem) -> str | None:

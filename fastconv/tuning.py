@@ -31,6 +31,9 @@ def tune(
 ) -> Explanation:
     """Measure a convolution with every algorithm that takes it, and choose the fastest from now on.
 
+    An algorithm that can do it in several configurations, as ``implicit_gemm`` on GPUs in several tiles, is measured in
+    each.
+
     What was measured is remembered on this machine (in the folder ``FASTCONV_CACHE_DIR``, or else in the user's cache
     directory) until the algorithms or the processor change. It holds for functions and for prepared layers of these
     shapes and options, with any bias, residual and activation. The CPU is measured with the number of threads in force,
@@ -84,10 +87,11 @@ def measure(problem: ConvProblem, device: str) -> dict[str, dict[str, float]]:
     calls: dict[str, dict[str, Callable[[], Any]]] = {"call": {}, "prepared": {}}
     for algorithm in algorithms(device):
         if algorithm.why_not(problem) is None:
-            execution = Execution(problem, algorithm)
-            packed = execution.pack(w)
-            calls["call"][algorithm.name] = partial(execution, x, w)
-            calls["prepared"][algorithm.name] = partial(execution, x, w, packed=packed)
+            for candidate in (algorithm, *algorithm.configurations(problem)):
+                execution = Execution(problem, candidate)
+                packed = execution.pack(w)
+                calls["call"][candidate.key] = partial(execution, x, w)
+                calls["prepared"][candidate.key] = partial(execution, x, w, packed=packed)
     return {form: _race(racers, device) for form, racers in calls.items()}
 
 

@@ -4,7 +4,6 @@ The host side is the one that a GPU gets: the same plans launch the same sources
 NaN, results inside memory that must not change, so reading or writing out of bounds shows.
 """
 
-import ctypes
 import dataclasses
 
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 from emulation.runtime import EmulatedRuntime, compiler
 from promise import assert_kept
 
-from fastconv.accuracy import error
 from fastconv.arrays import named_dtype
 from fastconv.compilation import variants
 from fastconv.gpu import (
@@ -246,149 +244,6 @@ def test_all_tiles_give_the_same_bits(monkeypatch, dtype, emulated):
             results.append(apply(ALGORITHMS["tiled"], problem, operands).tobytes())
         assert len(set(results)) == 1
     assert emulated.launched == {s for s in ALGORITHMS["tiled"].variants() if ("STORAGE", dtype) in s.defines}
-
-
-GATHERS = {
-    "whole": {"data_format": "NHWC"},
-    "narrow": {"data_format": "NHWC"},
-    "strided": {},
-    "any": {},
-}  # fmt: skip
-
-
-def gathered(dtype, name, op, **options):
-    """A problem whose input `implicit_gemm` reads in one of its ways."""
-    chunk = 16 // np.dtype(dtype).itemsize
-    channels = {"whole": 3 * chunk, "narrow": chunk + max(chunk // 4, 1), "strided": 2 * chunk, "any": 5}[name]
-    outputs = channels if op == "input_grad" else 70
-    inputs = 70 if op == "input_grad" else channels
-    shape = (2, 9, 8, inputs) if GATHERS[name] else (2, inputs, 9, 8)
-    problem = forward(shape, (outputs, inputs, 3, 2), dtype=dtype, stride=(2, 1), padding=1, **GATHERS[name], **options)
-    return dataclasses.replace(problem, op=op)
-
-
-@pytest.mark.parametrize("gather", GATHERS)
-@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
-def test_every_way_to_gather(monkeypatch, dtype, gather, emulated):
-    """In small tiles; the larger ones differ in the same numbers for every dtype."""
-    monkeypatch.setattr(implicit_gemm, "_tiles", lambda operands, gather: [implicit_gemm._SMALL])
-    algorithm = ALGORITHMS["implicit_gemm"]
-    emulated.launched.clear()
-    for op in ("forward", "input_grad"):
-        problem = gathered(dtype, gather, op, precision="fast" if dtype == "float32" else "high")
-        check(algorithm, problem, finite_operands(problem))
-    operands = implicit_gemm._operands(problem)
-    expected = {implicit_gemm._expected_gather(problem, piece) for piece in lower(problem)}
-    ran = {s for g in expected for s in [implicit_gemm._spec(operands, g, implicit_gemm._SMALL)]}
-    assert ran <= emulated.launched
-
-
-def tiles_of(algorithm_tiles, monkeypatch, problem, operands):
-    """The results of a problem, computed in each tile."""
-    for tile in algorithm_tiles:
-        monkeypatch.setattr(implicit_gemm, "_tiles", lambda operands, gather, tile=tile: [tile])
-        check(ALGORITHMS["implicit_gemm"], problem, operands)
-        yield apply(ALGORITHMS["implicit_gemm"], problem, operands)
-
-
-@pytest.mark.parametrize("gather", ["whole", "strided"])
-def test_tensor_core_tiles_give_the_same_bits(monkeypatch, gather):
-    problem = dataclasses.replace(gathered("float16", gather, "forward"), bias=True, residual=True)
-    problem = dataclasses.replace(problem, activation=Activation("silu"))
-    operands = implicit_gemm._operands(problem)
-    (expected,) = {implicit_gemm._expected_gather(problem, piece) for piece in lower(problem)}
-    tiles = implicit_gemm._gathers(operands)[expected]
-    assert len(tiles) > 2
-    assert len({r.tobytes() for r in tiles_of(tiles, monkeypatch, problem, finite_operands(problem))}) == 1
-
-
-@pytest.mark.parametrize("data_format", ["NCHW", "NHWC"])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
-def test_sums_shared_by_blocks(monkeypatch, dtype, data_format, emulated):
-    shape = (3, 16, 21, 20) if data_format == "NCHW" else (3, 21, 20, 16)
-    problem = weight_grad(shape, (20, 16, 3, 3), dtype=dtype, data_format=data_format, padding=1)
-    algorithm, operands = ALGORITHMS["implicit_gemm"], finite_operands(problem)
-    emulated.launched.clear()
-    limit = 1 << 20
-    check(algorithm, problem, operands, limit=limit)
-    assert implicit_gemm._sum_spec(dtype) in emulated.launched
-    assert algorithm.workspace_bytes(problem, 0) < algorithm.workspace_bytes(problem, limit) <= limit
-    first, again = (apply(algorithm, problem, operands, limit=limit) for _ in range(2))
-    assert first.tobytes() == again.tobytes()
-
-
-def test_float32_on_tensor_cores_is_float32():
-    """Of a sum whose rounding errors are few: as near as plain float32, thousands of times nearer than TF32."""
-    rng = np.random.default_rng(1)
-    x, w = rng.standard_normal((1, 8, 40), np.float32), rng.standard_normal((9, 8, 1), np.float32)
-    problem = forward(x.shape, w.shape)
-    plain, split = ALGORITHMS["direct"], ALGORITHMS["implicit_gemm"]
-    errors = [error(problem, apply(a, problem, (x, w, None, None)), x, w) for a in (plain, split)]
-    assert errors[1] < 8 * 2.0**-24 + errors[0]
-    fast = dataclasses.replace(problem, precision="fast")
-    assert error(fast, apply(split, fast, (x, w, None, None)), x, w) > 1000 * errors[1]
-
-
-def test_infinite_operands_of_both_kinds():
-    """Every pair of a sample and a weight that may be infinite, zero or neither; all become what IEEE 754 says."""
-    values = np.float32([np.inf, -np.inf, np.nan, 0, 1.5, -3e38, 1e-30])
-    x, w = values.reshape(1, 1, -1), values.reshape(-1, 1, 1)
-    y = apply(ALGORITHMS["implicit_gemm"], forward(x.shape, w.shape), (x, w, None, None))[0]
-    exact = values[:, None] * values
-    np.testing.assert_array_equal(np.isnan(y), np.isnan(exact))
-    np.testing.assert_array_equal(np.isinf(y), np.isinf(exact))
-    np.testing.assert_allclose(y[np.isfinite(exact)], exact[np.isfinite(exact)], rtol=2.0**-20)
-
-
-class Wrong(EmulatedRuntime):
-    """A device on which one kernel forgets its last output."""
-
-    def launch(self, spec, grid, block, params):
-        super().launch(spec, grid, block, params)
-        if spec.entry == "implicit_gemm":
-            at = params["y"]["data"][0]
-            np.ctypeslib.as_array((ctypes.c_uint16 * 1).from_address(int(at)))[:] = 0x5140  # 42
-
-
-def test_a_kernel_that_is_wrong_is_given_up():
-    problem = forward((1, 8, 6, 6), (5, 8, 3, 3), dtype="float16", padding=1)
-    algorithm, operands = ALGORITHMS["implicit_gemm"], finite_operands(problem)
-    with runtime.use(Wrong()):
-        with pytest.warns(RuntimeWarning, match=r"implicit_gemm \(STORAGE=float16 .*otherwise than direct"):
-            check(algorithm, problem, operands)  # right all the same
-        assert "direct computes otherwise" in algorithm.why_not(problem)
-        assert algorithm.why_not(dataclasses.replace(problem, dtype="bfloat16")) is None
-    assert algorithm.why_not(problem) is None
-
-
-def test_tensor_cores_of_turing():
-    class Turing(EmulatedRuntime):
-        def capability(self):
-            return 75
-
-    problem = forward((8, 64, 128, 128), (256, 64, 3, 3), dtype="float16")
-    algorithm = ALGORITHMS["implicit_gemm"]
-    with runtime.use(Turing()):
-        assert algorithm.why_not(problem) is None
-        assert "takes compute capability 8.0, not 7.5" in algorithm.why_not(
-            dataclasses.replace(problem, dtype="bfloat16")
-        )
-        gather = implicit_gemm._expected_gather(problem, lower(problem)[0])
-        tiles = implicit_gemm._tiles(implicit_gemm._operands(problem), gather)
-        assert tiles and all(tile.shared_bytes <= 64 << 10 for tile in tiles)
-
-
-def test_tensor_core_tiles_fit_their_problems():
-    def config(*shapes, make=forward, **options):
-        problem = make(*shapes, dtype="float16", data_format="NHWC", padding=1, **options)
-        (piece,) = lower(problem)
-        return ALGORITHMS["implicit_gemm"]._config(problem, piece, 64 << 20, 132)
-
-    assert config((32, 56, 56, 256), (256, 256, 3, 3)).tile in (implicit_gemm._WIDE, implicit_gemm._LARGE)
-    assert config((32, 56, 56, 256), (256, 256, 3, 3)).splits == 1
-    assert config((32, 56, 56, 64), (64, 64, 3, 3)).tile == implicit_gemm._TALL
-    assert config((32, 56, 56, 64), (64, 64, 3, 3), make=weight_grad).splits > 8
-    assert config((1, 7, 7, 512), (512, 512, 3, 3)).splits > 1
 
 
 def test_tiles_fit_their_problems():

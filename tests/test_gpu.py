@@ -13,7 +13,7 @@ import fastconv
 from fastconv import pooling_reference
 from fastconv.arrays import named_dtype
 from fastconv.dispatch import choose
-from fastconv.gpu import implicit_gemm, implicit_gemm_hopper, runtime, transfers
+from fastconv.gpu import implicit_gemm, implicit_gemm_hopper, runtime, tensor_cores, transfers
 from fastconv.gpu.runtime import why_no_gpu
 from fastconv.offloading import Offloaded
 from fastconv.problem import ConvProblem
@@ -81,13 +81,13 @@ def test_layers_large_enough_for_every_tile(cupy, algorithm, channels_last, dtyp
         assert_kept(algorithm, problem, out.get(), a, b, bias)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "uint8"])
 def test_every_tensor_core_kernel_agrees_with_direct(cupy, dtype):
     """All tiles and all ways to read the input, also those that no problem here would choose."""
-    for operands in (*implicit_gemm._OPERANDS.values(), implicit_gemm._TF32, implicit_gemm._SPLIT_TF32):
+    for operands in (*tensor_cores.OPERANDS.values(), tensor_cores.TF32, tensor_cores.SPLIT_TF32):
         if operands.dtype == dtype and operands.capability <= runtime.runtime().capability():
-            for gather in implicit_gemm._gathers(operands):
-                for tile in implicit_gemm._tiles(operands, gather):
+            for gather in tensor_cores.gathers(operands):
+                for tile in tensor_cores.tiles(operands, gather):
                     assert implicit_gemm._is_right(operands, gather, tile), (operands, gather, tile)
 
 
@@ -216,6 +216,45 @@ def test_patches_as_columns_and_back(cupy, dtype):
     np.testing.assert_array_equal(columns.get(), fastconv.unfold(x, **arguments))
     image = fastconv.fold(columns, (10, 12), **arguments)
     np.testing.assert_array_equal(image.get(), fastconv.fold(columns.get(), (10, 12), **arguments))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels_last", [False, True])
+@WITH_EACH
+def test_a_volume_of_more_than_two_to_the_31_elements(cupy, algorithm, channels_last):
+    """3-D half precision at 16 x 1282 x 722 x 124, where 32-bit offsets gave silently wrong results elsewhere."""
+    channels, outputs, size = 16, 32, (1282, 722, 124)
+    x_shape = (1, *size, channels) if channels_last else (1, channels, *size)
+    problem = ConvProblem.forward(
+        3, x_shape, (outputs, channels, 3, 3, 3), dtype="float16", padding=1, bias=True, activation="relu",
+        data_format="NDHWC" if channels_last else "NCDHW",
+    )  # fmt: skip
+    if algorithm.why_not(problem) is not None:
+        pytest.skip(algorithm.why_not(problem))
+    if cupy.cuda.Device().mem_info[0] < 16 << 30:
+        pytest.skip("needs 16 GiB of free device memory")
+    rng = np.random.default_rng(1)
+    # Numbers of a long period that differ at distances of 2**31 and 2**32 elements, made in place.
+    x = cupy.arange(channels * size[0] * size[1] * size[2], dtype=np.uint32)
+    x = ((x * np.uint32(2654435761) >> np.uint32(24)).astype(np.float16) / 128 - 1).reshape(x_shape)
+    w = (rng.standard_normal((outputs, channels, 3, 3, 3)) / 20).astype(np.float16)
+    bias = rng.standard_normal(outputs, np.float32)
+    y = cupy.full(problem.result_shape, np.nan, np.float16)
+    algorithm.apply(problem, x, cupy.asarray(w), y, cupy.asarray(bias))
+    # Slabs of the result, each from the slab of the input that it reads: at both ends, and where offsets pass 2**31.
+    for first in (0, 585, 853, 1170, size[0] - 2):
+        low, high = max(first - 1, 0), min(first + 3, size[0])
+        slab, result = ((v[:, low:high, :40] if channels_last else v[:, :, low:high, :40]).get() for v in (x, y))
+        own = ConvProblem.forward(
+            3, slab.shape, w.shape, dtype="float16", padding=((first == 0, first == size[0] - 2), (1, 0), (1, 1)),
+            bias=True, activation="relu", data_format="NDHWC" if channels_last else "NCDHW",
+        )  # fmt: skip
+        inner = slice(first - low, first - low + own.out_size[0])
+        part = result[:, inner, : own.out_size[1]] if channels_last else result[:, :, inner, : own.out_size[1]]
+        assert_kept(algorithm, own, part, slab, w, bias)
+    assert not bool(cupy.isnan(y.ravel()[:: 1 << 12]).any())
+    del x, y
+    cupy.get_default_memory_pool().free_all_blocks()
 
 
 @pytest.mark.slow

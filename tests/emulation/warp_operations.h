@@ -92,6 +92,11 @@ static void mma_s8(int (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) 
         c, a, b, [](signed char v) { return (unsigned)(int)v; }, [](unsigned v) { return (int)v; }, __LINE__);
 }
 
+static void mma_u8(int (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    emulation::multiply<unsigned char, unsigned, int>(
+        c, a, b, [](unsigned char v) { return (unsigned)v; }, [](unsigned v) { return (int)v; }, __LINE__);
+}
+
 static float round_to_tf32(float v) {
     const unsigned bits = bits_of(v);
     return v != v ? float_of(0x7fffffff) : float_of((bits + 0x1000) & 0xffffe000);  // away from zero: size is the fraction

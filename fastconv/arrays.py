@@ -39,6 +39,11 @@ def is_tensor(value: Any) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
+def is_plain(value: Any) -> bool:
+    """Whether `value` is a NumPy array that machine code can read as it is."""
+    return type(value) is np.ndarray and value.dtype.isnative and value.flags.aligned
+
+
 def adopt(name: str, value: Any) -> tuple[Any, Kind]:
     """View `value` as a NumPy or CuPy array.
 
@@ -66,7 +71,7 @@ def adopt(name: str, value: Any) -> tuple[Any, Kind]:
     >>> array.shape, kind.library
     ((1, 2), 'numpy')
     """
-    if type(value) is np.ndarray and value.dtype.isnative and value.flags.aligned:
+    if is_plain(value):
         return value, NUMPY
     if isinstance(value, np.ndarray):
         return _plain(value), NUMPY
@@ -155,7 +160,7 @@ def named_dtype(name: str) -> np.dtype[Any]:
 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], operands: dict[str, Any]) -> None:
-    """Refuse an ``out=`` that cannot take the result, or whose memory an operand reads.
+    """Refuse an ``out=`` that cannot take the result, or whose memory an operand (None where there is none) reads.
 
     Raises
     ------
@@ -176,6 +181,8 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], operands: 
     if not out.flags.c_contiguous and _overlaps_itself(out):
         raise ValueError(f"out has strides {out.strides}: expected an array whose elements do not share memory")
     for name, operand in operands.items():
+        if operand is None:
+            continue
         identical = (
             name == "residual"  # each element of it is read just before that element of out is written
             and operand.shape == out.shape

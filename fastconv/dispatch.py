@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -152,10 +153,11 @@ class Execution:
         #: Names the form of a packed weight: executions with equal ones can share it.
         self.pack_key = self.device, computed.dtype, self.plan.pack_key
         self._xp = library(self.device)
-        self._empty = recycling.empty if self.device == "cpu" else self._xp.empty
         self._views = Views(computed)
         self._folds = folds(problem)
         self._computed = computed.result_shape, named_dtype(computed.result_dtype)
+        n_bytes = math.prod(computed.result_shape) * self._computed[1].itemsize
+        self._empty = recycling.allocator(n_bytes) if self.device == "cpu" else self._xp.empty
         self.operand_shapes = problem.operand_shapes
         self._shape = problem.result_shape
         self._channels = (problem.result_channels,)
@@ -177,14 +179,16 @@ class Execution:
             self._check("residual", residual, self._shape)
         if out is not None:
             operands = {"x": x, "w": w, "bias": bias, "residual": residual}
-            check_out(out, self._shape, self._result_dtype, {k: v for k, v in operands.items() if v is not None})
+            check_out(out, self._shape, self._result_dtype, operands)
         return self._run(x, self.pack(w) if packed is None else packed, bias, residual, out)
 
     def _run(self, x: Any, packed: Any, bias: Any, residual: Any, out: Any) -> Any:
         """Compute from checked arrays, of this execution's device, and a packed weight."""
         x = self._bring(x, self._dtype)
-        bias = None if bias is None else self._contiguous(self._bring(bias, self._bias_dtype))
-        residual = None if residual is None else self._views.result(self._bring(residual, self._result_dtype))
+        if bias is not None:
+            bias = self._contiguous(self._bring(bias, self._bias_dtype))
+        if residual is not None:
+            residual = self._views.result(self._bring(residual, self._result_dtype))
         result, target = self._target(None if self._folds else out)
         self.plan.run(self._views.source(x), packed, target, bias, residual)
         if self._folds:
@@ -214,7 +218,7 @@ class Execution:
         """The array to fill and the kernel's view of it: `out` itself, or a new one where its axes cannot merge."""
         if out is not None:
             view = self._views.result(out)
-            if out.size == 0 or self._xp.may_share_memory(view, out):
+            if out.flags.c_contiguous or self._xp.may_share_memory(view, out):
                 return out, view
         result = self._empty(*self._computed)
         return result, self._views.result(result)
@@ -243,8 +247,18 @@ def _execution(
     return Offloaded(problem, chosen, offloading(computed, algorithm, prepared=prepared).images)
 
 
+_times_chosen = 0
+
+
+def times_chosen() -> int:
+    """How often choices were made anew in this process: executions kept from before are stale."""
+    return _times_chosen
+
+
 def choose_anew() -> None:
     """Forget choices made in this process, because what is remembered has changed."""
+    global _times_chosen
+    _times_chosen += 1
     for cached in (_recall, choose, _execution):
         cached.cache_clear()
 

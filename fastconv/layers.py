@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any, ClassVar
 
-from fastconv.arrays import adopt
-from fastconv.dispatch import adopt_all
+from fastconv.arrays import Kind, adopt, is_plain
+from fastconv.dispatch import Execution, adopt_all, times_chosen
 from fastconv.functional import lookup
+from fastconv.settings import workspace_limit
 
 # Forms of the weight kept by one layer: a layer met by inputs of very different sizes may use a few algorithms.
 _MOST_PACKED = 4
+# Shapes of NumPy inputs for which one layer remembers how to run.
+_MOST_READY = 64
 
 
 class _Layer:
@@ -25,6 +28,7 @@ class _Layer:
         self._options = options
         self._algorithm, self._device = algorithm, device
         self._packed: OrderedDict[Any, Any] = OrderedDict()
+        self._ready: dict[Any, tuple[Execution, Any]] = {}
 
     def __call__(self, x: Any, residual: Any = None, out: Any = None) -> Any:
         """Apply the layer.
@@ -43,7 +47,24 @@ class _Layer:
         array
             Of the kind of `x`.
         """
+        if residual is None and is_plain(x) and (out is None or is_plain(out)):
+            # Beside the kernel of a small layer all else counts, so what follows from these four is kept.
+            key = x.shape, x.dtype, workspace_limit(), times_chosen()
+            ready = self._ready.get(key)
+            if ready is None:
+                ready = self._make_ready(*adopt_all(x, self._w, self._bias, None, None))
+                if len(self._ready) >= _MOST_READY:
+                    self._ready.clear()
+                self._ready[key] = ready
+            execution, packed = ready
+            return execution(x, self._w, self._bias, None, out, packed=packed)
         arrays, kind = adopt_all(x, self._w, self._bias, residual, out)
+        execution, packed = self._make_ready(arrays, kind)
+        result = execution(*arrays, packed=packed)
+        return kind.give(result) if out is None else out
+
+    def _make_ready(self, arrays: tuple[Any, ...], kind: Kind) -> tuple[Execution, Any]:
+        """The execution for adopted arrays, and the weight packed as it wants it."""
         where = self._algorithm, self._device, self._options
         execution = lookup(self.op, self.ndim, arrays, kind, *where, prepared=True)
         packed = self._packed.get(execution.pack_key)
@@ -51,8 +72,8 @@ class _Layer:
             packed = self._packed[execution.pack_key] = execution.pack(self._w)
             if len(self._packed) > _MOST_PACKED:
                 self._packed.popitem(last=False)
-        result = execution(*arrays, packed=packed)
-        return kind.give(result) if out is None else out
+                self._ready.clear()  # which hold it too
+        return execution, packed
 
 
 class _Conv(_Layer):

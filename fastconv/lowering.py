@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -216,43 +217,43 @@ class Views:
         x = (p.batch, p.groups, p.in_channels // p.groups, *p.size)
         y = (p.batch, p.groups, p.out_channels // p.groups, *p.out_size)
         w = (p.groups, p.out_channels // p.groups, p.in_channels // p.groups, *p.kernel)
-        self._op, self._flip = p.op, p.flip_kernel
-        self._shapes = {"forward": (x, w, y), "input_grad": (y, w, x), "weight_grad": (x, y, w)}[p.op]
+        x_shape, w_shape, y_shape = {"forward": (x, w, y), "input_grad": (y, w, x), "weight_grad": (x, y, w)}[p.op]
         lead = len(p.batch_shape)
         last = lead + p.ndim
         spatial = range(p.ndim)
-        self._to_channels_first = (*range(lead), last, *range(lead, last)) if p.channels_last else None
-        self._to_oi = {
+        data = (*range(lead), last, *range(lead, last)) if p.channels_last else None
+        kernel = {
             "OI*": None,
             "O*I": (0, p.ndim + 1, *(1 + i for i in spatial)),
             "*IO": (p.ndim + 1, p.ndim, *spatial),
         }[p.weight_order]
+        #: Views the first operand (x, or for input_grad the output gradient) as ``(N, G, C, D, H, W)``.
+        self.source: Callable[[Any], Any]
+        #: Views the second operand (w, or for weight_grad the output gradient) as ``(G, O, C, KD, KH, KW)``.
+        self.weight: Callable[[Any], Any]
+        #: Views the result (or a residual of its shape) as ``(N, G, O, TD, TH, TW)``.
+        self.result: Callable[[Any], Any]
+        if p.op == "weight_grad":
+            self.source = _viewer(data, x_shape, after=(2, 1, 0, 3, 4, 5))
+            self.weight = _viewer(data, w_shape, after=(1, 2, 0, 3, 4, 5))
+            self.result = _viewer(kernel, y_shape, p.flip_kernel, after=(2, 0, 1, 3, 4, 5))
+        else:
+            exchanged = (0, 2, 1, 3, 4, 5) if p.op == "input_grad" else None
+            self.source = _viewer(data, x_shape)
+            self.weight = _viewer(kernel, w_shape, p.flip_kernel, after=exchanged)
+            self.result = _viewer(data, y_shape)
 
-    def source(self, a: Any) -> Any:
-        """View the first operand (x, or for input_grad the output gradient) as ``(N, G, C, D, H, W)``."""
-        x = self._data(a, self._shapes[0])
-        return x.transpose(2, 1, 0, 3, 4, 5) if self._op == "weight_grad" else x
 
-    def weight(self, a: Any) -> Any:
-        """View the second operand (w, or for weight_grad the output gradient) as ``(G, O, C, KD, KH, KW)``."""
-        if self._op == "weight_grad":
-            return self._data(a, self._shapes[1]).transpose(1, 2, 0, 3, 4, 5)
-        w = self._kernel(a, self._shapes[1])
-        return w.transpose(0, 2, 1, 3, 4, 5) if self._op == "input_grad" else w
+def _viewer(
+    before: tuple[int, ...] | None, shape: tuple[int, ...], flip: bool = False, after: tuple[int, ...] | None = None
+) -> Callable[[Any], Any]:  # fmt: skip
+    """A function that exchanges axes, gives a shape, flips the kernel's axes and exchanges axes again."""
+    if before is None and after is None and not flip:
+        return lambda a: a.reshape(shape)  # nearly all calls; those of small layers take as long as their views
 
-    def result(self, a: Any) -> Any:
-        """View the result (or a residual of its shape) as ``(N, G, O, TD, TH, TW)``."""
-        if self._op == "weight_grad":
-            return self._kernel(a, self._shapes[2]).transpose(2, 0, 1, 3, 4, 5)
-        return self._data(a, self._shapes[2])
+    def view(a: Any) -> Any:
+        a = (a if before is None else a.transpose(before)).reshape(shape)
+        a = a[..., ::-1, ::-1, ::-1] if flip else a
+        return a if after is None else a.transpose(after)
 
-    def _data(self, a: Any, shape: tuple[int, ...]) -> Any:
-        if self._to_channels_first is not None:
-            a = a.transpose(self._to_channels_first)
-        return a.reshape(shape)
-
-    def _kernel(self, a: Any, shape: tuple[int, ...]) -> Any:
-        if self._to_oi is not None:
-            a = a.transpose(self._to_oi)
-        w = a.reshape(shape)
-        return w[..., ::-1, ::-1, ::-1] if self._flip else w
+    return view

@@ -11,6 +11,7 @@ import ctypes
 import math
 import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,11 @@ _CACHE_LINE = 64
 
 # Only ever used through single operations on a deque, which are atomic: an array may die at any moment, in any thread.
 _idle: deque[np.ndarray[Any, Any]] = deque()
+
+
+def allocator(n_bytes: int) -> Callable[[tuple[int, ...], np.dtype[Any]], np.ndarray[Any, Any]]:
+    """What makes arrays of so many bytes: :func:`empty`, or for small ones NumPy's, which it would call."""
+    return np.empty if n_bytes < _LEAST else empty
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:

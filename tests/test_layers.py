@@ -166,3 +166,20 @@ def test_many_threads_share_a_layer():
     with ThreadPoolExecutor(8) as pool:
         for result, wanted in zip(pool.map(layer, inputs), expected, strict=True):
             assert result.tobytes() == wanted.tobytes()
+
+
+def test_a_shape_met_before_does_not_hide_what_differs() -> None:
+    rng = np.random.default_rng(0)
+    x, w = rng.random((1, 2, 8, 8), np.float32), rng.random((3, 2, 3, 3), np.float32)
+    layer = fastconv.Conv2d(w)
+    y = layer(x)
+    misaligned = np.zeros(x.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(x.shape)
+    misaligned[...] = x
+    for other in (x.astype(">f4"), misaligned, np.asfortranarray(x), x.tolist()):
+        np.testing.assert_allclose(layer(other), y, rtol=1e-5)
+    assert layer(x.astype(np.float64)).dtype == np.float64
+    for out in (np.empty_like(y, ">f4"), np.empty_like(y, np.float64), y.tolist()):
+        with pytest.raises(TypeError, match="out"):
+            layer(x, out=out)
+    with pytest.raises(ValueError, match="out shares memory with x"):
+        layer(x, out=x.ravel()[: y.size].reshape(y.shape))

@@ -55,6 +55,7 @@ GUARDED = {
     "whole vectors": ((1, 5, 16, 32), (5, 1, 3, 3), {"padding": 1, "groups": 5}),
     "nothing padded": ((1, 2, 17, 19), (2, 1, 7, 7), {"groups": 2}),
     "stride 2": ((1, 3, 15, 29), (3, 1, 3, 3), {"padding": 1, "groups": 3, "stride": 2}),
+    "stride 4": ((1, 3, 15, 29), (3, 1, 3, 5), {"padding": 1, "groups": 3, "stride": 4}),
     "stride 3": ((1, 3, 15, 29), (3, 1, 3, 3), {"padding": 1, "groups": 3, "stride": 3}),
     "dilated": ((1, 3, 15, 13), (3, 1, 3, 3), {"padding": 2, "groups": 3, "dilation": 2}),
     "one row": ((1, 3, 61), (3, 1, 31), {"padding": 15, "groups": 3}),

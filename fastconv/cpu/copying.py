@@ -7,7 +7,9 @@ left, a vector of half, a quarter, … of the lanes: 7 elements are 4 + 2 + 1. N
 On the way a row may be *split*, ``target[part][i] = source[i * parts + part]``, so that what a stride of 2 or 4 reads
 lies side by side: of that many vectors, loaded as one, every second or fourth element is stored. Or it may be *spread*,
 ``target[part][i] = source[i - i % parts + part]``: in the target of a part, every element of the source's groups of
-`parts` is that one. A vector is loaded once, permuted and stored for each part.
+`parts` is that one. A vector is loaded once, permuted and stored for each part. Or it
+may be *woven* into a row of the target, ``target[i * parts] = source[i]``: vectors of the target are loaded, every
+second or fourth element replaced, and stored. Between its first and its last element nobody else may write meanwhile.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ SPLITS = 2, 4
 def define_copy(module: ir.Module, number: ir.Type, parts: int, spread: bool) -> ir.Function:
     """The function (target, apart, slot, pitch, source, leap, stride, planes, rows, length); steps are in bytes.
 
-    The targets of the parts lie `apart`. A row that is spread has a multiple of `parts` elements.
+    The targets of the parts lie `apart`. A row that is spread has a multiple of `parts` elements, and its vectors lie
+    a `slot` apart.
     """
     size = itemsize(number)
     lanes = vector_bytes() // size
@@ -65,7 +68,11 @@ def define_copy(module: ir.Module, number: ir.Type, parts: int, spread: bool) ->
                 chosen = [i - i % parts + part for i in range(count)] if spread else list(range(part, count, parts))
                 mask = ir.Constant(ir.VectorType(LANE, len(chosen)), chosen)
                 place = moved(builder, to, builder.mul(apart, INDEX(part)), BYTE)
-                place = moved(builder, place, builder.udiv(at, INDEX(shrink)), number)
+                if spread:
+                    place = moved(builder, place, builder.mul(builder.udiv(at, INDEX(lanes)), slot), BYTE)
+                if not spread or count < lanes:
+                    within = builder.and_(at, INDEX(lanes - 1)) if spread else builder.udiv(at, INDEX(shrink))
+                    place = moved(builder, place, within, number)
                 builder.store(builder.shuffle_vector(values, values, mask), place, align=size)
 
         with counted(builder, INDEX(0), builder.and_(length, INDEX(-step)), step) as at:
@@ -75,6 +82,47 @@ def define_copy(module: ir.Module, number: ir.Type, parts: int, spread: bool) ->
             with builder.if_then(builder.icmp_unsigned("!=", builder.and_(length, INDEX(count)), INDEX(0))):
                 copy(builder.and_(length, INDEX(-2 * count)), count)
             count //= 2
+    builder.ret_void()
+    return function
+
+
+def define_weave(module: ir.Module, number: ir.Type, parts: int) -> ir.Function:
+    """The function (target, slot, pitch, source, leap, stride, planes, rows, length); steps are in bytes."""
+    size = itemsize(number)
+    lanes = vector_bytes() // size
+    function, known = define(
+        module, f"fastconv_weave_{number}_{lanes}_{parts}",
+        [POINTER, INDEX, INDEX, POINTER, INDEX, INDEX, INDEX, INDEX, INDEX],
+    )  # fmt: skip
+    if known:
+        return function
+    target, slot, pitch, source, leap, stride, planes, rows, length = function.args
+    builder = ir.IRBuilder(function.append_basic_block())
+    last = builder.sub(length, INDEX(1))  # by itself: what follows it may be another row
+    with counted(builder, INDEX(0), planes) as plane, counted(builder, INDEX(0), rows) as row:
+        start = moved(builder, source, builder.add(builder.mul(plane, leap), builder.mul(row, stride)), BYTE)
+        to = moved(builder, target, builder.add(builder.mul(plane, slot), builder.mul(row, pitch)), BYTE)
+
+        def weave(at: ir.Value, count: int) -> None:
+            vector = ir.VectorType(number, count)
+            values = builder.load(moved(builder, start, at, number), align=size, typ=vector)
+            for part in range(parts):
+                place = moved(builder, to, builder.add(builder.mul(at, INDEX(parts)), INDEX(part * count)), number)
+                there = builder.load(place, align=size, typ=vector)
+                elements = range(part * count, (part + 1) * count)
+                chosen = [lane if i % parts else count + i // parts for lane, i in enumerate(elements)]
+                mask = ir.Constant(ir.VectorType(LANE, count), chosen)
+                builder.store(builder.shuffle_vector(there, values, mask), place, align=size)
+
+        with counted(builder, INDEX(0), builder.and_(last, INDEX(-lanes)), lanes) as at:
+            weave(at, lanes)
+        count = lanes // 2
+        while count > 0:
+            with builder.if_then(builder.icmp_unsigned("!=", builder.and_(last, INDEX(count)), INDEX(0))):
+                weave(builder.and_(last, INDEX(-2 * count)), count)
+            count //= 2
+        value = builder.load(moved(builder, start, last, number), align=size, typ=number)
+        builder.store(value, moved(builder, to, builder.mul(last, INDEX(parts)), number), align=size)
     builder.ret_void()
     return function
 
@@ -134,23 +182,47 @@ def split_planes(  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def spread_planes(  # type: ignore[no-untyped-def]
-    typing_context, target, first, apart, slot, pitch, source, begin, leap, stride, planes, rows, length, parts
+def weave_planes(  # type: ignore[no-untyped-def]
+    typing_context, target, first, slot, pitch, source, begin, leap, stride, planes, rows, length, parts
 ):
-    """The same, but part k of a row, ``first + k * apart + …``, has the k-th of each `parts` elements in all of them.
+    """As :func:`copy_planes`, of at least one element a row, but those of the target lie `parts` apart.
 
-    `parts` is a power of two, at most the lanes of a vector, and divides `length`.
+    `parts` is one of :data:`SPLITS`.
     """
     from numba import types
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        number = context.get_data_type(target.dtype)
+        to = data_of(context, builder, target, arguments[0], number, arguments[1])
+        steps = [builder.mul(step, INDEX(itemsize(number))) for step in arguments[2:4]]
+        from_ = data_of(context, builder, source, arguments[4], BYTE, arguments[5])
+        weaves = {count: define_weave(builder.module, number, count) for count in SPLITS}
+        call_chosen(builder, arguments[11], weaves, (to, *steps, from_, *arguments[6:11]))
+        return context.get_dummy_value()
+
+    return types.void(target, first, slot, pitch, source, begin, leap, stride, planes, rows, length, parts), generate
+
+
+@intrinsic
+def spread_pixels(  # type: ignore[no-untyped-def]
+    typing_context, target, first, apart, slot, pitch, source, begin, stride, pixels, length, parts
+):
+    """Vector v of part k of pixel p goes to ``first + k * apart + v * slot + p * pitch``.
+
+    Pixels are `length` elements from ``begin + p * stride`` bytes on, and part k has the k-th of each `parts` elements
+    in all of them. `parts` is a power of two, at most the lanes of a vector, and divides `length`.
+    """
+    from numba import types
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        arguments = *arguments[:7], INDEX(0), arguments[7], INDEX(1), *arguments[8:]
         lanes = vector_bytes() // itemsize(context.get_data_type(target.dtype))
         choices = [1 << k for k in range(lanes.bit_length())]
         _call_copy(context, builder, (target, source), arguments, choices, spread=True)
         return context.get_dummy_value()
 
     return (
-        types.void(target, first, apart, slot, pitch, source, begin, leap, stride, planes, rows, length, parts),
+        types.void(target, first, apart, slot, pitch, source, begin, stride, pixels, length, parts),
         generate,
     )
 

@@ -29,6 +29,7 @@ import numpy as np
 
 from fastconv.arrays import named_dtype
 from fastconv.cpu.algorithm import CpuAlgorithm
+from fastconv.cpu.copying import SPLITS
 from fastconv.cpu.costs import CostModel, Work, gathering
 from fastconv.cpu.depthwise_cut import BLOCKING, Cut
 from fastconv.cpu.depthwise_pixels import convolve_pixels
@@ -120,6 +121,7 @@ def _work(problem: ConvProblem) -> Iterable[Work]:
     for piece, cut in zip(lower(problem), _cuts(problem), strict=True):
         in_vectors = contiguous and piece.padding_mode == "zeros" and (pixels or piece.stride[2] <= 2)
         in_place = contiguous and not (problem.residual or cut.through_scratch) and problem.activation.code <= CLIP
+        in_place = in_place and (pixels or piece.targets[2].step in (None, 1, *SPLITS))
         results = piece.batch * piece.groups * piece.out_channels * piece.positions
         counts = cut.counted | {
             "read": 0 if in_vectors else cut.counted["staged"],  # element by element, like those written

@@ -3,7 +3,8 @@
 A task takes some groups, rows and columns of the results, of one depth. What it stages of the input is laid out in one
 of two ways. *Planes*: the vectors of a tile lie along the row, a group has a slot of its own, and the stride along the
 row is taken out by splitting it into parts, part p of elements p, p + s, p + 2 s, … *Pixels*: the vectors hold
-neighbouring groups, which therefore share a slot; a pixel is a vector, and strides need no care.
+neighbouring groups, which therefore share a slot; a pixel is a vector, and strides need no care. In both a slot has its
+planes to itself: what a tile reads fills whole lines of L1.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _TOGETHER = 12 << 10  # bytes staged of several groups: with as much of results 
 _WIDTH = 1024  # elements of the longest part of a row of planes in one task
 _NEAR = 32 << 10  # bytes of L1: the planes of one group beyond it are read again from L2 for each of its results
 _STAGED_PIXELS = 128 << 10  # bytes of pixels staged by a task: a quarter of L2
-_PIXEL = 128  # bytes of a staged pixel, if there is room for some _COLUMNS of results: whole lines of the cache
+_PIXEL = 256  # bytes that a task takes of each pixel of the input, if there is room for some _COLUMNS of results
 _COLUMNS = 16
 _FEWEST_ROWS = 4  # fewer rows of results are better covered by tiles that lie along the row
 
@@ -109,14 +110,16 @@ class Cut:
         spread = c.batch * slots * depth
         if pixels:
             room = _STAGED_PIXELS // itemsize
-            for together in (_PIXEL // itemsize // lanes, 1):
-                pixel = min(together, max(slots, 1)) * lanes
-                fitting = (room // max(planes * ((least - 1) * stride + reach) * pixel, 1) - reach_w) // stride_w + 1
+            pixel = lanes
+            for together in (max(min(_PIXEL // itemsize // lanes, slots), 1), 1):
+                a_column = max(planes * ((least - 1) * stride + reach) * pixel * together, 1)
+                fitting = (room // a_column - reach_w) // stride_w + 1
                 if fitting >= min(_COLUMNS, width):
                     break
-            columns = vectors = min(columns, max(fitting, _COLUMNS))
+            columns = vectors = -(-columns // -(-columns // max(fitting, _COLUMNS)))
             part = row = ((_up(columns, tall if along else 1) - 1) * stride_w + reach_w) * pixel
             across, step = _up(columns, tall if along else 1) * lanes, stride_w * pixel
+            room //= together
         else:
             room, pixel, step = _STAGED // itemsize, 1, lanes
             across = _up(columns, tall * lanes if along else lanes)
@@ -131,11 +134,10 @@ class Cut:
         rows = _up(-(-height // -(-height // most)), least)
         rows = min(rows, max(_up(height * spread // _tasks(), least), least))
         staged = planes * plane(rows)
-        if pixels:
-            together, slot = pixel // lanes, lanes
-        else:
-            together, slot = max(min(_TOGETHER // itemsize // max(staged, 1), slots, spread // _tasks()), 1), staged
-            staged *= together
+        if not pixels:
+            together = max(min(_TOGETHER // itemsize // max(staged, 1), slots, spread // _tasks()), 1)
+        slot = staged
+        staged *= together
         blocks = -(-slots // together), -(-height // rows), -(-width // columns)
         sums = _up(rows, least) * across
         self.tasks = c.batch * depth * math.prod(blocks)

@@ -8,7 +8,7 @@ all outputs that read it.
 
 from __future__ import annotations
 
-from fastconv.cpu.copying import copy_planes, spread_planes
+from fastconv.cpu.copying import copy_planes, spread_pixels
 from fastconv.cpu.depthwise_cut import task_of
 from fastconv.cpu.depthwise_tile import convolve_strip
 from fastconv.cpu.elements import CLIP, load, resolve
@@ -18,7 +18,7 @@ from fastconv.cpu.rows import add_row, inside, write_row
 
 @inline
 def stage_pixels(  # type: ignore[no-untyped-def]
-    x, n, first, slots, d, start_h, start_w, rows, columns, geo, block, half, scratch
+    x, n, first, slots, d, start_h, start_w, rows, columns, geo, block, slot, half, scratch
 ):  # fmt: skip
     """Stage `rows` by `columns` padded pixels of every (channel, kd) for some vectors of results; zeros are there."""
     mode, lanes, inner = geo.padding_mode, block.lanes, geo.in_channels
@@ -33,10 +33,10 @@ def stage_pixels(  # type: ignore[no-untyped-def]
         source_d = resolve(d * geo.stride[0] + kd * geo.dilation[0] - geo.offset[0], geo.size[0], mode)
         if in_vectors:
             for h in range(low_h, high_h if source_d >= 0 else low_h):
-                spread_planes(
-                    scratch, kd * block.plane + h * block.row + low_w * block.pixel, geo.kernel[0] * block.plane, 0,
-                    block.pixel, x, corner + source_d * x.strides[3] + h * x.strides[4], 0, x.strides[5], 1,
-                    high_w - low_w, here, inner,
+                spread_pixels(
+                    scratch, kd * block.plane + h * block.row + low_w * block.pixel, geo.kernel[0] * block.plane, slot,
+                    block.pixel, x, corner + source_d * x.strides[3] + h * x.strides[4], x.strides[5], high_w - low_w,
+                    here, inner,
                 )  # fmt: skip
             continue
         for c in range(inner):
@@ -45,11 +45,12 @@ def stage_pixels(  # type: ignore[no-untyped-def]
                 for w in range(columns):
                     source_w = resolve(start_w + w, geo.size[2], mode)
                     at = (c * geo.kernel[0] + kd) * block.plane + h * block.row + w * block.pixel
-                    if source_d < 0 or source_h < 0 or source_w < 0:
-                        scratch[at : at + here] = 0
-                    else:
-                        for i in range(here):
-                            scratch[at + i] = load(x[n, (lane + i) // inner, c, source_d, source_h, source_w], half)
+                    for i in range(here):
+                        to = at + i // lanes * slot + i % lanes
+                        if source_d < 0 or source_h < 0 or source_w < 0:
+                            scratch[to] = 0
+                        else:
+                            scratch[to] = load(x[n, (lane + i) // inner, c, source_d, source_h, source_w], half)
 
 
 def convolve_pixels(  # type: ignore[no-untyped-def]
@@ -57,7 +58,8 @@ def convolve_pixels(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Compute tasks `first` to `last`; `weights` is (vectors of G, taps, lanes), `residual` may have no elements."""
     geo, block = geometry[0], blocking[0]
-    lanes, height, pitch, size = block.lanes, strip[0].height, strip[0].pitch, scratch.itemsize
+    lanes, height, size = block.lanes, strip[0].height, scratch.itemsize
+    slot, pitch = strip[0].slot, strip[0].pitch
     taps = weights.shape[1]
     clipped = activation == CLIP
     in_place = residual.shape[0] == 0 and activation <= CLIP and half == 0 and y.strides[1] == y.itemsize
@@ -73,7 +75,7 @@ def convolve_pixels(  # type: ignore[no-untyped-def]
                 x, n, slot_first, slots, d, h * geo.stride[1] - geo.offset[1], w * geo.stride[2] - geo.offset[2],
                 (rows - 1) * geo.stride[1] + (geo.kernel[1] - 1) * geo.dilation[1] + 1,
                 (columns - 1) * geo.stride[2] + (geo.kernel[2] - 1) * geo.dilation[2] + 1,
-                geo, block, half, scratch,
+                geo, block, slot, half, scratch,
             )  # fmt: skip
         g_first = slot_first * lanes
         groups = min(slots * lanes, geo.groups - g_first)
@@ -94,7 +96,7 @@ def convolve_pixels(  # type: ignore[no-untyped-def]
                 sums = block.sums + i * block.sums_slot + r * block.sums_pitch
                 convolve_strip(
                     scratch, sums * size, 0, block.sums_pitch * size, block.sums_step * size, scratch,
-                    i * lanes + r * pitch, 1, across, strip, table, weights, (slot_first + i) * taps * lanes, scratch,
+                    i * slot + r * pitch, 1, across, strip, table, weights, (slot_first + i) * taps * lanes, scratch,
                     block.bias, parameters, clipped and in_place,
                 )  # fmt: skip
                 if in_place:

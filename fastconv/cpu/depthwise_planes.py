@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastconv.cpu.copying import copy_planes, split_planes
+from fastconv.cpu.copying import copy_planes, split_planes, weave_planes
 from fastconv.cpu.depthwise_cut import task_of
 from fastconv.cpu.depthwise_tile import convolve_strip
 from fastconv.cpu.elements import CLIP, resolve
@@ -60,9 +60,11 @@ def convolve_planes(  # type: ignore[no-untyped-def]
     lanes, height, pitch, size = block.lanes, strip[0].height, strip[0].pitch, scratch.itemsize
     taps = weights.shape[1] // max(geo.out_channels, 1)
     clipped = activation == CLIP
-    in_place = (
-        residual.shape[0] == 0 and activation <= CLIP and half == 0 and not block.along and y.strides[5] == y.itemsize
-    )
+    finished = residual.shape[0] == 0 and activation <= CLIP and half == 0 and not block.along
+    in_place = finished and y.strides[5] == y.itemsize
+    parts = y.strides[5] // y.itemsize
+    woven = finished and (parts == 2 or parts == 4) and y.strides[5] == parts * y.itemsize
+    clipped = clipped and (in_place or woven)
     known = -1
     for task in range(first, last):
         place, n, g_first, groups, d, h, w, rows, columns = task_of(task, geo, block)
@@ -95,7 +97,7 @@ def convolve_planes(  # type: ignore[no-untyped-def]
                     convolve_strip(
                         scratch, sums * size, block.sums_slot * size, block.sums_pitch * size, block.sums_step * size,
                         scratch, r * pitch + direct * strip[0].step, groups, across - direct, strip, table, weights,
-                        tap, bias, bias_at, parameters, clipped and in_place,
+                        tap, bias, bias_at, parameters, clipped,
                     )  # fmt: skip
                     if in_place:
                         copy_planes(
@@ -103,7 +105,13 @@ def convolve_planes(  # type: ignore[no-untyped-def]
                             sums * size, block.sums_slot * size, block.sums_pitch * size, groups,
                             min(height, down - r), columns - direct * lanes,
                         )  # fmt: skip
-            if in_place:
+                    elif woven:
+                        weave_planes(
+                            y, to // size, y.strides[1] // size, y.strides[4] // size, scratch, sums * size,
+                            block.sums_slot * size, block.sums_pitch * size, groups, min(height, down - r), columns,
+                            parts,
+                        )  # fmt: skip
+            if in_place or woven:
                 continue
             line = block.sums_step if block.along else block.sums_pitch
             for i in range(groups):

@@ -52,9 +52,10 @@ from fastconv.settings import available_cores, get_num_threads
 
 _PLANE = 20 << 10  # bytes of one staged plane, and
 _STAGED = 96 << 10  # of those of one group together
-_STAGED_PIXELS = 128 << 10  # bytes staged of pixels
+_STAGED_PIXELS = 192 << 10  # bytes staged of pixels
 _TOGETHER = 12 << 10  # bytes staged for several groups in planes
-_PIXEL = 128  # bytes of a staged pixel: whole lines of the cache
+_PIXEL = 256  # bytes that a task takes of each pixel of the input, if there is room for some _PIXEL_ROWS of positions
+_PIXEL_ROWS = 6
 _WIDTH = 1024  # columns of a block in planes
 _FEWEST_ROWS = 4  # fewer are better covered by tiles that lie along the row
 _SUMS = 128 << 10  # bytes of a task's sums
@@ -180,7 +181,7 @@ def _from_pixels(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """The same, but vectors hold neighbouring groups of one output each, and tiles lie along the row."""
     geo, block = geometry[0], blocking[0]
-    lanes, size = block.lanes, scratch.itemsize
+    lanes, size, slot = block.lanes, scratch.itemsize, steps[0].slot
     sums_slot = block.vectors * lanes
     all_blocks = geo.batch * block.blocks[2] * block.blocks[3] * block.blocks[4]
     in_place = gradient.itemsize == size and gradient.strides[0] == size and half == 0
@@ -201,11 +202,11 @@ def _from_pixels(  # type: ignore[no-untyped-def]
                 x, n, s_first, slots, d, h * geo.stride[1] - geo.offset[1], w * geo.stride[2] - geo.offset[2],
                 (rows - 1) * geo.stride[1] + (geo.kernel[1] - 1) * geo.dilation[1] + 1,
                 (columns - 1) * geo.stride[2] + (geo.kernel[2] - 1) * geo.dilation[2] + 1,
-                geo, block, half, scratch,
+                geo, block, slot, half, scratch,
             )  # fmt: skip
             for i in range(slots):
                 g, here = g_first + i * lanes, min(lanes, groups - i * lanes)
-                sums, staged = block.sums + i * sums_slot, i * lanes
+                sums, staged = block.sums + i * sums_slot, i * slot
                 begin = g * gradient.strides[0] + n * gradient.strides[2] + d * gradient.strides[3]
                 begin += h * gradient.strides[4] + w * gradient.strides[5]
                 if in_place and here == lanes:
@@ -277,10 +278,12 @@ class _Cut:
         planes = max(c.in_channels * c.kernel[0], 1)
         slots = max(-(-c.groups // lanes) if pixels else c.groups, 1)
         if pixels:
-            together = min(_PIXEL // itemsize // lanes, slots)
-            pixel, columns = together * lanes, width
+            pixel, columns = lanes, width
             row = part = ((columns - 1) * stride_w + reach_w) * pixel
-            room = _STAGED_PIXELS // itemsize
+            for together in (min(_PIXEL // itemsize // lanes, slots), 1):
+                room = _STAGED_PIXELS // itemsize // together
+                if room // (planes * row) >= (min(_PIXEL_ROWS, height) - 1) * stride + reach:
+                    break
         else:
             columns, pixel = -(-width // -(-width // _WIDTH)), 1
             part = padded(padded(columns, itemsize) + (reach_w - 1) // stride_w, itemsize)
@@ -304,7 +307,7 @@ class _Cut:
         outputs = -(-max(c.out_channels, 1) // -(-max(c.out_channels, 1) // outputs))
 
         steps = self.steps = np.zeros(1, STEPS)
-        steps["slot"] = lanes if pixels else staged
+        steps["slot"] = staged
         steps["pitch"], steps["step"] = stride * row, stride_w * pixel if pixels else lanes
         if along:
             steps["pitch"], steps["step"] = steps["step"], steps["pitch"].copy()
@@ -319,7 +322,7 @@ class _Cut:
         block["along"] = along
         block["blocks"] = *in_one, c.count[0], *blocks
         copied = rows * (columns * lanes if pixels else padded(columns, itemsize))
-        self.staged = staged if pixels else together * staged
+        self.staged = together * staged
         self.sums = together * outputs * vectors * lanes
         block["copied"], block["sums"], block["vectors"] = self.staged, self.staged + copied, vectors
         self.scratch = self.staged + copied + self.sums

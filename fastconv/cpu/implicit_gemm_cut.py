@@ -62,7 +62,9 @@ class Cut:
         spatial = c.batch * c.groups * depth * -(-height // rows) * -(-width // columns)
         channels = self._channels(c.out_channels, spatial, rows * columns)
         volume = math.prod(c.kernel)
-        most = max(_TAPS // max(volume, 1), 1)
+        # Weights of a single tile of pixels are used once, and need no place in L1: they go by in one long run.
+        taps = _TAPS if across_pixels or rows * columns > tile_pixels() else _SUMS
+        most = max(taps // max(volume, 1), 1)
         inputs = max(-(-c.in_channels // max(-(-c.in_channels // most), 1)), 1)
         window = Window((rows, columns), c.kernel, c.stride, c.dilation)
         staging = window.staging(inputs, itemsize, channels_last=not across_pixels, padded=padding)

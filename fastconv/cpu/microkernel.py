@@ -38,6 +38,9 @@ from fastconv.machine import vector_bytes
 #: Vectors of output channels in a full tile of :func:`multiply_pixels`.
 TILE_VECTORS = 2
 
+_FEW_PIXELS = 2  # of a tile that is bound by how fast its weights come, which it uses so often
+_AHEAD = 2048  # bytes: how far ahead it asks for them
+
 
 @cache
 def _registers() -> int:
@@ -211,6 +214,8 @@ def _define_pixels(
     def operands(t: ir.Value) -> tuple[list[ir.Value], list[ir.Value]]:
         offset = builder.load(moved(builder, offsets, t, INDEX), typ=INDEX)
         row = moved(builder, weights, builder.mul(t, INDEX(vectors * lanes)), number)
+        if pixels <= _FEW_PIXELS:
+            emit_prefetch(builder, moved(builder, row, _AHEAD // align, number), write=False)
         return (
             [moved(builder, base, offset, number) for base in bases],
             [moved(builder, row, INDEX(v * lanes), number) for v in range(vectors)],

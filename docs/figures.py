@@ -257,7 +257,40 @@ def depthwise() -> None:
     )
 
 
-FIGURES = {figure.__name__: figure for figure in (direct, implicit_gemm, im2col, fft, winograd, depthwise)}
+def col2im() -> None:
+    """A band of the input, the product of all taps, and the lines that it is folded into."""
+    band, product, lines = panels("a band of the input", "one product for all taps", "folded into lines of results")
+    for c in range(3):
+        grid(band, 8.4 - 2.6 * c, 1 + 1.3 * c, 9, 7, INPUT if c < 2 else EMPTY, 1.2)
+    grid(band, 3.2, 6, 9, 2, INPUT, 1.2)
+    frame(band, 3.2, 6, 10.8, 2.4)
+    note(band, 12, 13.2, "rows of pixels that reach a task's results, all channels", fontsize=7.5)
+
+    grid(product, 1, 3, 4, 6, WEIGHT, 0.9)
+    grid(product, 6.4, 3.9, 9, 4, INPUT, 0.9)
+    grid(product, 15.6, 3, 9, 6, SCRATCH, 0.9)
+    note(product, 2.8, 2, "weights\n((kh, o, kw), C)")
+    note(product, 10.4, 2, "band\n(C, pixels)")
+    note(product, 19.6, 2, "products")
+    note(product, 12, 11.4, "as many rows as taps times outputs,\nwhere a correlation has outputs alone")
+
+    for tap in range(4):
+        grid(lines, 1, 2 + 1.6 * tap, 8, 1, SCRATCH, 1)
+        note(lines, 0.7, 2.5 + 1.6 * tap, f"{tap}", "right")
+        to = (12.4 + tap // 2, 3.5 + 4 * (tap % 2))
+        lines.annotate("", to, (9.2, 2.5 + 1.6 * tap), arrowprops={"arrowstyle": "->", "color": "#c51b1b"})
+    for residue in range(2):
+        grid(lines, 12.5, 3 + 4 * residue, 9, 1, OUTPUT, 1)
+        note(lines, 17, 2.4 + 4 * residue, f"residue {residue}")
+    note(
+        lines,
+        12,
+        11.4,
+        "taps 0 and 2 of stride 2 meet in one residue, a result\napart; residues are interleaved as they are written",
+    )
+
+
+FIGURES = {figure.__name__: figure for figure in (direct, implicit_gemm, im2col, fft, winograd, depthwise, col2im)}
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ arXiv:1709.03395, 2017.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from functools import cache, lru_cache
@@ -54,6 +55,7 @@ _COLUMNS = 256  # of a task
 _TAPS = 256  # channels multiplied in one go: their weights and panels fill half of L1
 _PRODUCTS = 32 << 10  # of a band
 _SUMS = 32 << 10  # of a task
+_PACKED = 24 << 10  # weights that are put in order at once: what is read again and again stays in L2
 
 #: How the result is cut: `blocks` tasks along channels, height and width, of so many `channels`, `rows`, and `columns`
 #: of each residue of the stride; `band` rows of the input, of at most `width` pixels, at a time, of `inputs` channels.
@@ -303,14 +305,15 @@ class _Col2imPlan(Plan):
 
     def pack(self, w: Any) -> Any:
         """The weight in the order of rows of products: (G, O / channels, KD, KH, channels, KW, C)."""
-        groups, _, inputs, *kernel = w.shape
+        groups, outputs, inputs, *kernel = w.shape
         taps = w[..., ::-1, ::-1, ::-1] if self._flip else w
         block = self._cut.blocking[0]
         blocks, channels = int(block["blocks"][0]), int(block["channels"])
         packed = np.zeros((groups, blocks, *kernel[:2], channels, kernel[2], inputs), self._accumulator)
-        for b in range(blocks):
-            some = taps[:, b * channels : (b + 1) * channels].transpose(0, 3, 4, 1, 5, 2)
-            packed[:, b, :, :, : some.shape[3]] = some
+        chunk = max(_PACKED // max(outputs * math.prod(kernel), 1), 16)
+        for b, c in itertools.product(range(blocks), range(0, inputs, chunk)):
+            some = taps[:, b * channels : (b + 1) * channels, c : c + chunk].transpose(0, 3, 4, 1, 5, 2)
+            packed[:, b, :, :, : some.shape[3], :, c : c + chunk] = some
         return packed.reshape(groups, -1)
 
     def run(self, x: Any, packed: Any, y: Any, bias: Any, residual: Any) -> None:

@@ -12,7 +12,6 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <functional>
 #include <memory>
 #include <vector>
 
@@ -58,6 +57,24 @@ struct Copy {
     char bytes[16];
 };
 
+// What will happen; without <functional>, which would take as long to compile as all the rest.
+struct Event {
+    virtual ~Event() = default;
+    virtual void happen() = 0;
+};
+
+template <class F>
+struct EventOf : Event {
+    F f;
+    explicit EventOf(F f) : f(f) {}
+    void happen() override { f(); }
+};
+
+template <class F>
+static std::unique_ptr<Event> event(F f) {
+    return std::unique_ptr<Event>(new EventOf<F>(f));
+}
+
 // Sums that products are under way to: their values so far, and how many products there are. `target` holds NaN.
 struct Sums {
     void* target;
@@ -69,7 +86,7 @@ struct Sums {
 struct Product {
     Sums* sums;
     unsigned group;
-    std::function<void()> compute;
+    std::unique_ptr<Event> compute;
 };
 
 // A fiber gets its stack by makecontext; from then on it is switched to and from by setjmp and longjmp, which unlike
@@ -84,7 +101,8 @@ struct Fiber {
     alignas(16) char slot[24];  // what it offers to its warp
     std::vector<Copy> copies;   // begun and not yet waited for
     unsigned groups;            // of copies, committed so far
-    std::function<bool()> until;  // what it waits for
+    bool (*holds)(void*);       // what it waits for: a condition, which lies on its stack
+    void* condition;
     std::vector<std::unique_ptr<Sums>> sums;
     std::vector<Product> products;  // begun and not yet waited for
     unsigned product_groups;        // committed so far
@@ -111,17 +129,17 @@ static void wait(State state, int line) {
     if (!_setjmp(fibers[running].point)) _longjmp(scheduler, 1);
 }
 
-// Go on once `until` holds.
-static void wait_until(std::function<bool()> until, int line) {
-    if (until()) return;
-    fibers[running].until = until;
+// Go on once `condition` holds.
+template <class Condition>
+static void wait_until(Condition condition, int line) {
+    if (condition()) return;
+    fibers[running].holds = [](void* p) { return (*static_cast<Condition*>(p))(); };
+    fibers[running].condition = &condition;
     wait(WAITING, line);
 }
 
 // What the hardware will do once no thread can go on without it.
-static std::vector<std::function<void()>> outstanding;
-
-static void later(std::function<void()> event) { outstanding.push_back(event); }
+static std::vector<std::unique_ptr<Event>> outstanding;
 
 template <class T>
 static T exchange(unsigned mask, T value, unsigned from, int line) {
@@ -162,10 +180,10 @@ static void complete_products(Fiber& f, unsigned later) {
     std::vector<Product> left;
     for (Product& product : f.products) {
         if (product.group + later >= f.product_groups) {
-            left.push_back(product);
+            left.push_back(std::move(product));
             continue;
         }
-        product.compute();
+        product.compute->happen();
         if (!--product.sums->pending) memcpy(product.sums->target, product.sums->bytes.data(), product.sums->bytes.size());
     }
     f.products.swap(left);
@@ -209,7 +227,7 @@ static bool open(unsigned first, unsigned last, State barrier) {
 static bool wake() {
     bool any = false;
     for (unsigned i = 0; i < active; ++i)
-        if (fibers[i].state == WAITING && fibers[i].until()) {
+        if (fibers[i].state == WAITING && fibers[i].holds(fibers[i].condition)) {
             fibers[i].state = READY;
             any = true;
         }
@@ -219,7 +237,7 @@ static bool wake() {
 // Let the youngest of what is outstanding happen, and older ones, until a thread can go on.
 static bool advance() {
     while (!outstanding.empty()) {
-        outstanding.back()();
+        outstanding.back()->happen();
         outstanding.pop_back();
         if (wake()) return true;
     }

@@ -108,11 +108,11 @@ static void begin_copy(void* to, std::vector<unsigned char> bytes, unsigned long
     if (address % 1024) fail("a swizzled tile at an address that is no multiple of 1024");
     memset(to, 0xff, bytes.size());
     Phase& phase = phase_of(barrier);
-    later([address, bytes, &phase] {
+    outstanding.push_back(event([address, bytes, &phase] {
         for (size_t i = 0; i < bytes.size(); ++i) *shared_at(swizzled_address(address + i)) = bytes[i];
         phase.bytes -= bytes.size();
         end_if_complete(phase);
-    });
+    }));
 }
 
 static void append(std::vector<unsigned char>& bytes, const Map& map, const long long (&at)[5]) {
@@ -209,9 +209,8 @@ static void multiply_share(Sum* c, unsigned registers, unsigned long long a, uns
 }
 
 // Begin a product: `compute` reads shared memory and updates a copy of c when the product is waited for.
-template <class Sum, int REGISTERS>
-static void begin_product(Sum (&c)[REGISTERS], unsigned long long a, unsigned long long b,
-                          std::function<void(Sum*)> compute) {
+template <class Sum, int REGISTERS, class Compute>
+static void begin_product(Sum (&c)[REGISTERS], unsigned long long a, unsigned long long b, Compute compute) {
     Fiber& f = fibers[running];
     if (!f.products_may_begin) fail("a product without begin_products() since the last wait");
     agree_in_warpgroup(a, b);
@@ -225,7 +224,8 @@ static void begin_product(Sum (&c)[REGISTERS], unsigned long long a, unsigned lo
         memset(c, 0xff, sizeof c);
     }
     ++sums->pending;
-    f.products.push_back({sums, f.product_groups, [sums, compute] { compute(reinterpret_cast<Sum*>(sums->bytes.data())); }});
+    auto share = event([sums, compute] { compute(reinterpret_cast<Sum*>(sums->bytes.data())); });
+    f.products.push_back({sums, f.product_groups, std::move(share)});
 }
 
 }  // namespace emulation
@@ -245,7 +245,7 @@ static void receive(int&) {}
 
 template <int REGISTERS>
 static void wgmma_f16(float (&c)[REGISTERS], unsigned long long a, unsigned long long b) {
-    emulation::begin_product<float>(c, a, b, [=](float* sums) {
+    emulation::begin_product(c, a, b, [=](float* sums) {
         emulation::multiply_share<unsigned short, double, float>(
             sums, REGISTERS, a, b, [](unsigned short v) { return (double)widen_half(v); }, emulation::truncated);
     });
@@ -253,7 +253,7 @@ static void wgmma_f16(float (&c)[REGISTERS], unsigned long long a, unsigned long
 
 template <int REGISTERS>
 static void wgmma_bf16(float (&c)[REGISTERS], unsigned long long a, unsigned long long b) {
-    emulation::begin_product<float>(c, a, b, [=](float* sums) {
+    emulation::begin_product(c, a, b, [=](float* sums) {
         emulation::multiply_share<unsigned short, double, float>(
             sums, REGISTERS, a, b, [](unsigned short v) { return (double)emulation::widen_bfloat16(v); },
             emulation::truncated);
@@ -262,7 +262,7 @@ static void wgmma_bf16(float (&c)[REGISTERS], unsigned long long a, unsigned lon
 
 template <int REGISTERS>
 static void wgmma_tf32(float (&c)[REGISTERS], unsigned long long a, unsigned long long b) {
-    emulation::begin_product<float>(c, a, b, [=](float* sums) {
+    emulation::begin_product(c, a, b, [=](float* sums) {
         emulation::multiply_share<unsigned, double, float>(
             sums, REGISTERS, a, b, [](unsigned v) { return (double)emulation::widen_tf32(v); }, emulation::truncated);
     });
@@ -270,7 +270,7 @@ static void wgmma_tf32(float (&c)[REGISTERS], unsigned long long a, unsigned lon
 
 template <int REGISTERS>
 static void wgmma_s8(int (&c)[REGISTERS], unsigned long long a, unsigned long long b) {
-    emulation::begin_product<int>(c, a, b, [=](int* sums) {
+    emulation::begin_product(c, a, b, [=](int* sums) {
         emulation::multiply_share<signed char, unsigned, int>(
             sums, REGISTERS, a, b, [](signed char v) { return (unsigned)(int)v; }, [](unsigned v) { return (int)v; });
     });

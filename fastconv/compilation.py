@@ -51,7 +51,9 @@ class CompilationError(RuntimeError):
     """A kernel did not compile; the message is the compiler's log."""
 
 
-def compile_all(architectures: Sequence[int] = ARCHITECTURES, processes: int = 2) -> Iterator[Compiled]:
+def compile_all(
+    architectures: Sequence[int] = ARCHITECTURES, processes: int = 2, kernels: Sequence[str] = ("",)
+) -> Iterator[Compiled]:
     """Compile every kernel that a plan can launch, and give each result as soon as there is one.
 
     Parameters
@@ -60,6 +62,8 @@ def compile_all(architectures: Sequence[int] = ARCHITECTURES, processes: int = 2
         Compute capabilities, as 90 for 9.0.
     processes : int
         How many compilers to run at once.
+    kernels : sequence of str
+        How the names begin of those to compile.
 
     Yields
     ------
@@ -74,7 +78,7 @@ def compile_all(architectures: Sequence[int] = ARCHITECTURES, processes: int = 2
         If a kernel does not compile.
     """
     _nvrtc()
-    jobs = [(specs, architecture) for architecture in architectures for specs in programs(architecture)]
+    jobs = [(specs, architecture) for architecture in architectures for specs in programs(architecture, kernels)]
     # A forked child would inherit the locks of whatever threads run here, so children start afresh.
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(compile_program, *job) for job in jobs]
@@ -85,11 +89,11 @@ def compile_all(architectures: Sequence[int] = ARCHITECTURES, processes: int = 2
             pool.shutdown(cancel_futures=True)
 
 
-def programs(architecture: int = ARCHITECTURES[-1]) -> list[tuple[KernelSpec, ...]]:
-    """Every kernel that an architecture can run, those of one program together."""
+def programs(architecture: int = ARCHITECTURES[-1], kernels: Sequence[str] = ("",)) -> list[tuple[KernelSpec, ...]]:
+    """Every kernel that an architecture can run and whose name begins so, those of one program together."""
     together: dict[tuple[str, tuple[str, ...]], list[KernelSpec]] = {}
     for spec in variants():
-        if spec.runs_on(architecture):
+        if spec.runs_on(architecture) and str(spec).startswith(tuple(kernels)):
             together.setdefault((spec.file, spec.options), []).append(spec)
     return [tuple(specs) for specs in together.values()]
 

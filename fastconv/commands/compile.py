@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--all", action="store_const", const=names, dest="arch", help="for every architecture")
     which.add_argument("--arch", nargs="+", choices=names, metavar="NAME", help=f"for some of {', '.join(names)}")
+    parser.add_argument("--kernels", nargs="+", default=[""], metavar="NAME", help="only those whose names begin so")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table to FILE (CSV)")
     parser.add_argument("--processes", type=positive_int, default=2, metavar="N", help="compilers at once (default: 2)")
 
@@ -27,12 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compile and print a table; 1 if any kernel does not compile."""
     architectures = [int(name.removeprefix("sm_")) for name in dict.fromkeys(args.arch)]
-    kernels = {arch: [spec for together in programs(arch) for spec in together] for arch in architectures}
+    kernels = {arch: [spec for together in programs(arch, args.kernels) for spec in together] for arch in architectures}
     cells: dict[tuple[KernelSpec, int], str] = {}
     spilled = 0
     try:
         with progress(sum(map(len, kernels.values()))) as report:
-            for done in compile_all(architectures, args.processes):
+            for done in compile_all(architectures, args.processes, args.kernels):
                 cells[done.spec, done.architecture] = done.weight
                 spilled += done.spill_bytes > 0
                 report(len(cells), f"compiling {done.spec.file}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -68,10 +69,12 @@ def pool(problem: PoolProblem, x: Any, out: Any, with_indices: bool, device: str
     return y, indices
 
 
+@lru_cache(maxsize=1024)
 def _plan(problem: PoolProblem, with_indices: bool, device: str) -> Any:
     if device == "cpu":
-        from fastconv.cpu import pooling
-    else:
-        from fastconv.gpu import pooling  # type: ignore[no-redef]
+        from fastconv.cpu.pooling import PoolPlan
+
+        return PoolPlan(problem, with_indices)
+    from fastconv.gpu import pooling
 
     return pooling.plan(problem, with_indices)

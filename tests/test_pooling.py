@@ -185,6 +185,12 @@ def test_the_same_bits_on_any_number_of_threads(data_format):
     assert len(set(results)) == 1
 
 
+def test_indices_of_windows_that_reach_too_far_are_declined():
+    image = np.broadcast_to(np.float32(0), (1, 1, 2**16, 2**15 + 1))
+    with pytest.raises(ValueError, match="a window reaches over 2147549184 elements"):
+        fastconv.adaptive_max_pool2d(image, 1, return_indices=True)
+
+
 def test_empty_batches_give_empty_results():
     assert fastconv.max_pool2d(np.ones((0, 3, 8, 8)), 2).shape == (0, 3, 4, 4)
     assert fastconv.avg_pool2d(np.ones((2, 0, 8, 8)), 2).shape == (2, 0, 4, 4)

@@ -8,6 +8,7 @@ from test_pooling import calls
 
 import fastconv
 from fastconv import pooling_reference
+from fastconv.pooling_problem import PoolProblem
 from fastconv.registry import UNIT_ROUNDOFF
 
 
@@ -70,6 +71,39 @@ def test_agrees_with_torch(ndim):
     gradient = rng.standard_normal(y.shape)
     result = getattr(fastconv.grad, f"adaptive_avg_pool{ndim}d_input")(x.shape, gradient)
     np.testing.assert_allclose(result, of_torch(y, gradient), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("data_format", ["NCHW", "NHWC"])
+def test_the_same_bits_on_any_number_of_threads(data_format):
+    x = np.random.default_rng(1).standard_normal((3, 300, 30, 28)).astype(np.float32)
+    x = x if data_format == "NCHW" else np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    y, indices = fastconv.max_pool2d(x, 3, 2, 1, return_indices=True, data_format=data_format)
+    results = set()
+    for threads in (1, 2, 3):
+        with fastconv.threads(threads):
+            of_maxima = fastconv.grad.max_pool2d_input(x.shape, indices, y, data_format=data_format)
+            of_means = fastconv.grad.avg_pool2d_input(x.shape, y, 3, 2, 1, data_format=data_format)
+        results.add((of_maxima.tobytes(), of_means.tobytes()))
+    assert len(results) == 1
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_uneven_windows_and_elements_in_none(last):
+    """Means whose counts differ, and elements that no window holds."""
+    x = np.random.default_rng(2).standard_normal((2, 20, 13, 11))
+    x = np.moveaxis(x, 1, -1) if last else x
+    layout = {"data_format": "NHWC" if last else "NCHW"}
+    for build, arguments in (
+        (PoolProblem.adaptive, {"output_size": (6, 4)}),
+        (PoolProblem.sliding, {"kernel_size": 2, "stride": 4}),
+        (PoolProblem.sliding, {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 2}),
+    ):
+        problem = build("sum", 2, x.shape, dtype="float64", **arguments, **layout)
+        y = np.random.default_rng(3).standard_normal(problem.y_shape)
+        name = "adaptive_avg_pool2d_input" if "output_size" in arguments else "avg_pool2d_input"
+        fixed = {} if "output_size" in arguments else arguments | {"count_include_pad": False}
+        result = getattr(fastconv.grad, name)(x.shape, y, **fixed, **layout)
+        np.testing.assert_allclose(result, pooling_reference.gradient(problem, x, y), rtol=0, atol=1e-13)
 
 
 ONES = np.ones((1, 3, 4, 4))

@@ -1,4 +1,4 @@
-"""Every CPU algorithm in vectors of another width than the host's: LLVM makes wide ones of several narrow ones."""
+"""Every CPU algorithm, and pooling, in other vectors than the host's: LLVM makes wide ones of several narrow ones."""
 
 import subprocess
 import sys
@@ -14,6 +14,9 @@ import sys
 import fastconv.machine
 fastconv.machine.vector_bytes = lambda: int(sys.argv[1])
 import numpy as np
+import fastconv
+from fastconv import pooling_reference
+from fastconv.pooling_problem import PoolProblem
 from fastconv.problem import ConvProblem
 from fastconv.registry import algorithms
 from promise import assert_kept
@@ -38,6 +41,21 @@ for problem in PROBLEMS:
             assert_kept(algorithm, problem, out, *operands)
             done += 1
 assert done > 2 * len(PROBLEMS)
+
+x = np.random.default_rng(0).random((2, 21, 14, 13), np.float32)
+for data_format in ("NCHW", "NHWC"):
+    x = np.ascontiguousarray(np.moveaxis(x, 1, -1)) if data_format == "NHWC" else x
+    for kernel, stride, padding in ((2, 2, 0), (3, 2, 1), (3, 1, 1), (5, 1, 2), ((14, 13), 1, 0), (2, 4, 0)):
+        case = {"stride": stride, "padding": padding, "data_format": data_format}
+        largest, mean = (PoolProblem.sliding(op, 2, x.shape, kernel, **case) for op in ("max", "sum"))
+        y, indices = fastconv.max_pool2d(x, kernel, return_indices=True, **case)
+        np.testing.assert_array_equal(y, pooling_reference.pool(largest, x))
+        np.testing.assert_array_equal(fastconv.max_pool2d(x, kernel, **case), y)
+        np.testing.assert_array_equal(indices, pooling_reference.indices(largest, x))
+        result = fastconv.avg_pool2d(x, kernel, count_include_pad=False, **case)
+        np.testing.assert_allclose(result, pooling_reference.pool(mean, x), rtol=1e-5)
+        result = fastconv.grad.avg_pool2d_input(x.shape, y, kernel, count_include_pad=False, **case)
+        np.testing.assert_allclose(result, pooling_reference.gradient(mean, x, y), rtol=1e-5)
 """
 
 

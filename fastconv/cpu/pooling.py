@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import lru_cache
 from itertools import chain, pairwise
 from typing import Any
 
@@ -454,9 +453,3 @@ def _segments(
                 top += (low - row) * fall
                 found.append((low, top, high, 1, place, 1, until - low, first, fall, taps, over * span))
     return found
-
-
-@lru_cache(maxsize=1024)
-def plan(problem: PoolProblem, with_indices: bool = False) -> PoolPlan:
-    """The plan of a problem, made once."""
-    return PoolPlan(problem, with_indices)

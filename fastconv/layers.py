@@ -6,8 +6,8 @@ from collections import OrderedDict
 from typing import Any, ClassVar
 
 from fastconv.arrays import Kind, adopt, is_plain
+from fastconv.calling import lookup
 from fastconv.dispatch import Execution, adopt_all, times_chosen
-from fastconv.functional import lookup
 from fastconv.settings import workspace_limit
 
 # Forms of the weight kept by one layer: a layer met by inputs of very different sizes may use a few algorithms.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv import functional
+from fastconv import calling
 from fastconv.dispatch import Execution, place
 from fastconv.explanation import Explanation, describe, read_problem
 from fastconv.problem import ConvProblem
@@ -75,7 +75,7 @@ def tune_problem(problem: ConvProblem, device: str) -> None:
 
     plain = remembered.plain(problem)
     remembered.remember(plain, device, remembered.Record(**measure(plain, device)))
-    functional.choose_anew()
+    calling.choose_anew()
 
 
 def measure(problem: ConvProblem, device: str) -> dict[str, dict[str, float]]:

@@ -11,7 +11,7 @@ import pytest
 from emulation.runtime import EmulatedRuntime, compiler
 from test_cuda_emulated import apply, check, finite_operands, forward, transposed, weight_grad
 
-from fastconv import functional, machine, remembered
+from fastconv import calling, machine, remembered
 from fastconv.accuracy import error
 from fastconv.dispatch import choose
 from fastconv.explanation import describe
@@ -316,12 +316,12 @@ def test_the_configuration_measured_fastest_is_taken_and_shown(monkeypatch, tmp_
     for module in ("dispatch", "explanation"):
         monkeypatch.setattr(f"fastconv.{module}.why_no_gpu", lambda: None)
     remembered._version.cache_clear()
-    functional.choose_anew()
+    calling.choose_anew()
     problem = forward((8, 28, 28, 64), (64, 64, 3, 3), dtype="float16", data_format="NHWC", padding=1)
     assert choose(problem, "gpu", "implicit_gemm").configuration == ""
     times = {"implicit_gemm": 3e-5, "implicit_gemm 64x64": 2e-5, "implicit_gemm 128x64": 4e-5, "direct": 1e-3}
     remembered.remember(problem, "gpu", Record(times, times | {"implicit_gemm 128x64": 1e-5}))
-    functional.choose_anew()
+    calling.choose_anew()
     try:
         for algorithm in ("auto", "implicit_gemm"):
             assert choose(problem, "gpu", algorithm).key == "implicit_gemm 64x64"
@@ -331,5 +331,5 @@ def test_the_configuration_measured_fastest_is_taken_and_shown(monkeypatch, tmp_
         assert (row.call.configuration, row.call.seconds, row.call.chosen) == ("64x64", 2e-5, True)
         assert "-> 0.01 ms measured (128x64)" in str(explanation)
     finally:
-        functional.choose_anew()
+        calling.choose_anew()
         remembered._version.cache_clear()

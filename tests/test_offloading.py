@@ -11,7 +11,7 @@ import pytest
 from emulation.runtime import EmulatedRuntime, compiler
 from promise import assert_kept
 
-from fastconv import dispatch, functional, remembered
+from fastconv import calling, dispatch, remembered
 from fastconv.arrays import named_dtype
 from fastconv.gpu import runtime, transfers
 from fastconv.gpu.transfers import Transfers
@@ -150,11 +150,11 @@ def test_numpy_arrays_go_where_it_pays(monkeypatch, tmp_path, on_gpu, expected):
     for device, seconds in (("cpu", 20e-3), ("gpu", on_gpu)):
         times = {a.name: seconds for a in algorithms(device) if a.why_not(problem) is None}
         remembered.remember(problem, device, Record(times, times))
-    functional.choose_anew()
+    calling.choose_anew()
     with runtime.use(Costs()):
         assert dispatch.place(problem, "auto", "cpu") == expected
         assert dispatch.offloading(problem) == schedule(problem, on_gpu, FAST, prepared=False)
-    functional.choose_anew()
+    calling.choose_anew()
 
 
 def test_measured_costs_are_kept(monkeypatch, tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastconv
-from fastconv import functional, machine, remembered, settings, tuning
+from fastconv import calling, machine, remembered, settings, tuning
 from fastconv.dispatch import choose, estimate
 from fastconv.problem import ConvProblem
 from fastconv.registry import algorithms
@@ -28,9 +28,9 @@ def own_cache(tmp_path, monkeypatch):
     """A cache of its own for each test, and no choice left behind."""
     (tmp_path / "kernels").symlink_to(settings.cache_directory() / "kernels")  # compiled once for all
     monkeypatch.setenv("FASTCONV_CACHE_DIR", str(tmp_path))
-    functional.choose_anew()
+    calling.choose_anew()
     yield
-    functional.choose_anew()
+    calling.choose_anew()
 
 
 def prefer(name, otherwise=1.0):
@@ -40,7 +40,7 @@ def prefer(name, otherwise=1.0):
 
 def remember(problem, record):
     remembered.remember(problem, "cpu", record)
-    functional.choose_anew()
+    calling.choose_anew()
 
 
 # -- what tune does ---------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def test_a_broken_file_is_ignored_with_a_warning_and_rewritten(text):
     remember(PROBLEM, record)
     (path,) = remembered.folder().glob("*/*.json")
     path.write_bytes(text)
-    functional.choose_anew()
+    calling.choose_anew()
     with pytest.warns(RuntimeWarning, match="ignored until its problem is tuned again"):
         assert estimate(choose(PROBLEM), PROBLEM, prepared=False).predicted
     with pytest.warns(RuntimeWarning):

@@ -1,0 +1,113 @@
+"""From a caller's own arguments to a result: the way there is looked up, and made at the first call."""
+
+from __future__ import annotations
+
+from operator import is_
+from typing import Any
+
+import numpy as np
+
+from fastconv import dispatch
+from fastconv.arrays import Kind, is_tensor
+from fastconv.dispatch import Execution, adopt_all, prepare
+from fastconv.problem import ConvProblem, compute_dtype
+from fastconv.settings import workspace_limit
+
+_FORWARD_OPTIONS = (
+    "stride", "padding", "dilation", "groups", "padding_mode", "data_format", "weight_format", "activation",
+    "flip_kernel", "precision",
+)  # fmt: skip
+_TRANSPOSED_OPTIONS = (
+    "stride", "padding", "output_padding", "groups", "dilation", "padding_mode", "data_format", "weight_format",
+    "activation", "flip_kernel", "precision",
+)  # fmt: skip
+_PROBLEMS = {
+    "forward": (_FORWARD_OPTIONS, ConvProblem.forward),
+    "input_grad": (_TRANSPOSED_OPTIONS, ConvProblem.transposed),
+}
+
+# Executions by the caller's own arguments, so that a repeated call skips reading them again; with the options they
+# were made from.
+_RECENT: dict[Any, tuple[Execution, tuple[Any, ...]]] = {}
+_RECENT_MOST = 4096
+
+
+def call(
+    op: str,
+    ndim: int,
+    x: Any,
+    w: Any,
+    bias: Any,
+    residual: Any,
+    out: Any,
+    algorithm: str,
+    device: str,
+    options: tuple[Any, ...],
+) -> Any:
+    """The result of a function of some number of axes; `options` are the rest of its arguments, in its order."""
+    if type(x) is not np.ndarray and is_tensor(x):
+        from fastconv import torch
+
+        if torch.concerns(x, w, bias, residual):
+            named = dict(zip(_PROBLEMS[op][0], options, strict=True))
+            return torch.convolve(op, ndim, x, w, bias, residual, out, algorithm, device, **named)
+    arrays, kind = adopt_all(x, w, bias, residual, out)
+    execution = lookup(op, ndim, arrays, kind, algorithm, device, options)
+    result = execution(*arrays)
+    return kind.give(result) if out is None else out
+
+
+def lookup(
+    op: str, ndim: int, arrays: tuple[Any, ...], kind: Kind, algorithm: str, device: str, options: tuple[Any, ...],
+    *, prepared: bool = False,
+) -> Execution:  # fmt: skip
+    """The execution for adopted arrays (x, w, bias, residual, out) and a function's options, in its order; remembered.
+
+    A layer's is `prepared`: called with its weight packed.
+    """
+    x, w, bias, residual, _ = arrays
+    has_bias, has_residual = bias is not None, residual is not None
+    key = (op, ndim, x.shape, x.dtype, w.shape, w.dtype, has_bias, has_residual, kind.device, device, algorithm,
+           prepared, workspace_limit(), options)  # fmt: skip
+    try:
+        recent = _RECENT.get(key)
+    except TypeError:  # a list among the options cannot be a key; as tuples it can
+        frozen = _freeze(algorithm), _freeze(device), _freeze(options)
+        return lookup(op, ndim, arrays, kind, *frozen, prepared=prepared)
+    # 1, 1.0 and True are equal keys but not equally good arguments; nearly always the very same objects come again.
+    if recent is not None:
+        known = recent[1]
+        if options is known or all(map(is_, options, known)) or _types(options) == _types(known):
+            return recent[0]
+    names, build = _PROBLEMS[op]
+    problem = build(
+        ndim, x.shape, w.shape, dtype=compute_dtype(x.dtype, w.dtype), bias=has_bias, residual=has_residual,
+        **dict(zip(names, options, strict=True)),
+    )  # fmt: skip
+    execution = prepare(problem, kind.device, device, algorithm, prepared=prepared)
+    if len(_RECENT) >= _RECENT_MOST:
+        _RECENT.clear()
+    _RECENT[key] = execution, options
+    return execution
+
+
+def choose_anew() -> None:
+    """Choose algorithms again at the next calls, because what is remembered of their times has changed."""
+    dispatch.choose_anew()
+    _RECENT.clear()
+
+
+def _types(option: Any) -> Any:
+    return tuple(map(_types, option)) if type(option) is tuple else type(option)
+
+
+def _freeze(option: Any) -> Any:
+    if isinstance(option, np.ndarray):
+        option = option.tolist()
+    if isinstance(option, (list, tuple)):
+        return tuple(map(_freeze, option))
+    try:
+        hash(option)
+    except TypeError:
+        return repr(option)  # nothing unhashable is a good argument: its text goes to the error message
+    return option

@@ -408,12 +408,9 @@ class _DepthwiseWeightPlan(Plan):
             x, packed = x.view(np.uint16), packed.view(np.uint16)
         for cut, kernel in zip(self._cuts, self._kernels, strict=True):
             weight = y.transpose(1, 2, 0, 3, 4, 5)
-            shape = *weight.shape[:2], len(cut.order)
+            shape = cut.parts, *weight.shape[:2], len(cut.order)
             in_place = cut.parts == 1 and residual is None and y.dtype == self._accumulator and in_order(weight)
-            if in_place:
-                parts = np.lib.stride_tricks.as_strided(weight, (1, *shape), (0, *weight.strides[:2], weight.itemsize))
-            else:
-                parts = recycling.empty((cut.parts, *shape), self._accumulator)
+            parts = weight.reshape(shape) if in_place else recycling.empty(shape, self._accumulator)
             gradient, target = packed, parts
             if cut.pixels:  # each output is a group of its own
                 groups = cut.correlation.groups

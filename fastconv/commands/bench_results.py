@@ -53,6 +53,11 @@ class Row:
         """Entries of fastconv's algorithms, each raced by itself, that took the layer."""
         return [e for e in self.entries if ":" in e.engine and e.seconds]
 
+    @property
+    def choice(self) -> str:
+        """The algorithm that the dispatcher chose: for the prepared form, or the function of a gradient."""
+        return self.entry(Prepared.name).algorithm or self.entry(Functional.name).algorithm
+
     def ratio(self, peer: Entry) -> float | None:
         """How many times longer `peer` takes than the form of fastconv it is comparable with."""
         return quotient(peer.seconds, self.entry(ENGINES[peer.engine].rival).seconds)
@@ -193,4 +198,4 @@ def _plain(run: Run) -> dict[str, Any]:
 def _choice(row: Row) -> float | None:
     """How much of the fastest algorithm's speed the dispatcher's choice has."""
     times = {e.algorithm: e.seconds for e in row.algorithms if e.seconds}
-    return quotient(min(times.values(), default=None), times.get(row.entry(Prepared.name).algorithm))
+    return quotient(min(times.values(), default=None), times.get(row.choice))

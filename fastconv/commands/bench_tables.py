@@ -44,11 +44,10 @@ def _print_algorithms(run: Run) -> None:
         return
     lines = []
     for row in run.rows:
-        chosen = row.entry(Prepared.name).algorithm
         entries = [row.entry(name) for name in names]
-        lines.append([str(row.layer), *(_ms(e) + (" <" if e.algorithm == chosen else "") for e in entries)])
+        lines.append([str(row.layer), *(_ms(e) + (" <" if e.algorithm == row.choice else "") for e in entries)])
     columns = ["layer", *(f"{name.partition(':')[2]} ms" for name in names)]
-    table(f"{run}: each algorithm, prepared; < marks the choice, - what it declines", columns, lines)
+    table(f"{run}: each algorithm; < marks the choice, - what it declines", columns, lines)
 
 
 def print_cpu_against_gpu(on_cpu: Run, on_gpu: Run) -> None:

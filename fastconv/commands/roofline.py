@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from fastconv.commands.bench_results import Row, Run
-from fastconv.commands.engines import Functional, Prepared
 from fastconv.commands.race import Entry
 
 _COLOUR = "#1f6fb4"
@@ -46,11 +45,6 @@ def _points(run: Run, algorithm: str) -> list[tuple[Row, Entry]]:
     return [(row, entry) for row in run.rows for entry in row.algorithms if entry.algorithm == algorithm]
 
 
-def _chosen(row: Row) -> str:
-    """The algorithm that the dispatcher chose for the form that was timed."""
-    return row.entry(Prepared.name).algorithm or row.entry(Functional.name).algorithm
-
-
 def _draw(panel: Any, algorithm: str, run: Run) -> None:
     assert run.ceilings is not None
     points = _points(run, algorithm)
@@ -63,7 +57,7 @@ def _draw(panel: Any, algorithm: str, run: Run) -> None:
     panel.axhline(peak, color="black", linewidth=1, zorder=1)
     panel.annotate(f"{peak:.0f} GFLOP/s of multiply-adds", (span[-1], peak), fontsize=7, ha="right", va="bottom")
     for chosen in (True, False):
-        marked = [(row, e) for row, e in points if (_chosen(row) == algorithm) is chosen]
+        marked = [(row, e) for row, e in points if (row.choice == algorithm) is chosen]
         panel.scatter(
             [_intensity(row) for row, _ in marked], [_rate(row, e) for row, e in marked], s=22, edgecolor=_COLOUR,
             facecolor=_COLOUR if chosen else "white", zorder=3, label="chosen" if chosen else "another is chosen",

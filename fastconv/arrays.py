@@ -100,18 +100,22 @@ def _plain(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def _adopt_torch(name: str, tensor: Any, torch: Any) -> tuple[Any, Kind]:
-    if tensor.requires_grad and torch.is_grad_enabled():
-        raise TypeError(
-            f"{name} is a torch tensor that requires grad, which this call does not record: "
-            f"pass {name}.detach(), or call under torch.no_grad()"
-        )
+    if tensor.requires_grad:
+        if torch.is_grad_enabled():
+            raise TypeError(
+                f"{name} is a torch tensor that requires grad, which this call does not record: "
+                f"pass {name}.detach(), or call under torch.no_grad()"
+            )
+        tensor = tensor.detach()
+    try:  # NumPy can view nearly all; asking torch first takes as long again
+        return _plain(tensor.numpy()), _TORCH["cpu"]
+    except (RuntimeError, TypeError):
+        pass
     if name == "out" and (tensor.is_conj() or tensor.is_neg()):
         raise TypeError("out is a lazily conjugated or negated tensor: expected one that holds its own values")
     kind = _TORCH.get(tensor.device.type)
     if kind is None or tensor.layout != torch.strided:
         raise TypeError(f"{name} is a {tensor.layout} tensor on {tensor.device}: expected a dense one on cpu or cuda")
-    if tensor.requires_grad:
-        tensor = tensor.detach()
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
     # NumPy and torch have no common bfloat16: it travels as 16-bit integers.

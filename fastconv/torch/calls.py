@@ -20,13 +20,13 @@ def concerns(x: Tensor, *others: Any) -> bool:
     It is where torch records gradients, traces, transforms or casts, where the result must keep a memory format, and
     where dtypes differ, which is an error between tensors.
     """
-    tensors = [x, *(v for v in others if isinstance(v, Tensor))]
+    tensors = [x, *[v for v in others if isinstance(v, Tensor)]]
+    records, dtype = torch.is_grad_enabled(), x.dtype
     return (
         intercepted(*tensors)
-        or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
         or _autocast(x.device.type)
         or channels_last(*tensors)
-        or any(t.dtype != x.dtype for t in tensors)
+        or any(t.dtype != dtype or (records and t.requires_grad) for t in tensors)
     )
 
 

@@ -44,11 +44,10 @@ def _transformed() -> bool:
 
 def channels_last(*tensors: Tensor) -> bool:
     """Whether torch would give the result in its channels-last memory format: if any operand is."""
+    strided = [t for t in tensors if not t.is_contiguous()]  # seldom any
     return any(
-        not t.is_contiguous() and t.is_contiguous(memory_format=_CHANNELS_LAST[t.dim()])
-        for t in tensors
-        if t.dim() in _CHANNELS_LAST
-    )
+        t.is_contiguous(memory_format=_CHANNELS_LAST[t.dim()]) for t in strided if t.dim() in _CHANNELS_LAST
+    )  # fmt: skip
 
 
 # Operands and result are channels first with one batch axis, weights "OI" with the kernel's axes behind; any strides.

@@ -28,12 +28,16 @@ NO_VIEW: Words = (0,) * 7
 
 
 def record(dtype: np.dtype[Any], **fields: Words | int) -> np.ndarray[Any, Any]:
-    """A one-element array of a structured dtype from the words of its fields."""
+    """The words of a record of that dtype, from those of its fields.
+
+    They are an array of plain words, because CuPy asks it for its address through ``__array_interface__``, which for a
+    structured dtype takes longer than the launch.
+    """
     words: list[int] = []
     for name in dtype.names or ():
         value = fields[name]
         words += value if isinstance(value, tuple) else (value,)
-    return np.ndarray(1, dtype, np.array(words, np.int64))  # a view of them, without the checks of `view`
+    return np.array(words, np.int64)
 
 
 def view(array: Any) -> Words:

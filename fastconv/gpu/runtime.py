@@ -22,6 +22,7 @@ from fastconv.gpu.source import program
 from fastconv.gpu.tensor_maps import Boxes, Pixels, encode
 from fastconv.gpu.transfers import CupyLane, Lane, Transfers
 from fastconv.problem import DTYPES
+from fastconv.remembering import once
 
 Dim = tuple[int, int, int]
 
@@ -38,6 +39,14 @@ class KernelSpec:
     shared_bytes: int = 0  # dynamic shared memory of a block
     capability: int = 75  # the least compute capability, as 80 for 8.0
     specific: bool = False  # uses what no other compute capability has
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @once
+    def _hash(self) -> int:
+        # Each launch looks its kernel up, and hashing all these words takes as long as the rest of it.
+        return hash((self.file, self.entry, self.defines, self.shared_bytes))
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -89,7 +98,7 @@ class Runtime(Protocol):
         """A copy on the current device, complete, so that kernels on any stream may read it."""
 
     def launch(self, spec: KernelSpec, grid: Dim, block: Dim, params: np.ndarray[Any, Any]) -> None:
-        """Run a kernel; `params` is a one-element structured array, its only parameter, passed by value."""
+        """Run a kernel; `params` holds the words of its only parameter, a record passed by value."""
 
     def lanes(self, count: int) -> Sequence[Lane]:
         """So many queues on the current device, which this thread has for itself."""

@@ -9,9 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 import numpy as np
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _DLPACK_CPU, _DLPACK_CUDA = 1, 2
 
@@ -42,6 +45,30 @@ def is_tensor(value: Any) -> bool:
 def is_plain(value: Any) -> bool:
     """Whether `value` is a NumPy array that machine code can read as it is."""
     return type(value) is np.ndarray and value.dtype.isnative and value.flags.aligned
+
+
+def on_gpu(value: Any) -> bool:
+    """Whether `value` is a CuPy array, or a torch tensor in a GPU's memory."""
+    if is_tensor(value):
+        return bool(value.device.type == "cuda")
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and isinstance(value, cupy.ndarray)
+
+
+def at_home(function: F) -> F:
+    """Have a function run on the device and the stream where its first array belongs, if that is on a GPU."""
+
+    @wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        first = next(filter(on_gpu, args), None)
+        if first is None:
+            return function(*args, **options)
+        from fastconv.gpu.scope import scope
+
+        with scope(first):
+            return function(*args, **options)
+
+    return call  # type: ignore[return-value]
 
 
 def adopt(name: str, value: Any) -> tuple[Any, Kind]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastconv import dispatch
-from fastconv.arrays import Kind, is_tensor
+from fastconv.arrays import Kind, at_home, is_tensor
 from fastconv.dispatch import Execution, adopt_all, prepare
 from fastconv.problem import ConvProblem, compute_dtype
 from fastconv.settings import workspace_limit
@@ -51,10 +51,21 @@ def call(
         if torch.concerns(x, w, bias, residual):
             named = dict(zip(_PROBLEMS[op][0], options, strict=True))
             return torch.convolve(op, ndim, x, w, bias, residual, out, algorithm, device, **named)
+    compute = _compute if type(x) is np.ndarray else _compute_at_home
+    return compute(op, ndim, x, w, bias, residual, out, algorithm, device, options)
+
+
+def _compute(
+    op: str, ndim: int, x: Any, w: Any, bias: Any, residual: Any, out: Any, algorithm: str, device: str,
+    options: tuple[Any, ...],
+) -> Any:  # fmt: skip
     arrays, kind = adopt_all(x, w, bias, residual, out)
     execution = lookup(op, ndim, arrays, kind, algorithm, device, options)
     result = execution(*arrays)
     return kind.give(result) if out is None else out
+
+
+_compute_at_home = at_home(_compute)
 
 
 def lookup(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fastconv import machine, recycling, settings
-from fastconv.arrays import Kind, adopt, check_out, named_dtype
+from fastconv.arrays import Kind, adopt, at_home, check_out, named_dtype
 from fastconv.folding import fold, folds, unfolded
 from fastconv.lowering import Views
 from fastconv.problem import ConvProblem, compute_dtype
@@ -150,8 +151,7 @@ class Execution:
         self.device = algorithm.device
         computed = unfolded(problem)
         self.plan = algorithm.plan(computed, settings.workspace_limit())
-        #: Names the form of a packed weight: executions with equal ones can share it.
-        self.pack_key = self.device, computed.dtype, self.plan.pack_key
+        self._pack_key = self.device, computed.dtype, self.plan.pack_key
         self._xp = library(self.device)
         self._views = Views(computed)
         self._folds = folds(problem)
@@ -164,6 +164,14 @@ class Execution:
         self._dtype = named_dtype(computed.dtype)
         self._result_dtype = named_dtype(problem.result_dtype)
         self._bias_dtype = named_dtype(problem.accumulator_dtype)
+
+    def pack_key(self) -> Hashable:
+        """Names the form of a packed weight, and the GPU it is on: executions with equal ones can share it."""
+        if self.device == "cpu":
+            return self._pack_key
+        from fastconv.gpu.runtime import runtime
+
+        return self._pack_key, runtime().device()
 
     def pack(self, w: Any) -> Any:
         """Bring a weight (a NumPy or CuPy array in the user's format) into the plan's form, on its device."""
@@ -281,7 +289,7 @@ def adopt_all(
         If one is no array, or they live on different devices.
     """
     x, kind = adopt(names[0], x)
-    home = names[0], kind
+    home = names[0], kind, x
     w = _adopt_beside(home, names[1], w)
     if bias is not None:
         bias = _adopt_beside(home, "bias", bias)
@@ -291,22 +299,26 @@ def adopt_all(
         given, out = out, _adopt_beside(home, "out", out)
         if out is not given and out.flags.owndata:
             raise TypeError(
-                f"out is a {type(given).__name__} that was copied: expected an aligned array of native byte order"
+                f"out is a {type(given).__name__} that was copied: expected an aligned array of native byte order, on "
+                "the device of the operands"
             )
     return (x, w, bias, residual, out), kind
 
 
-def _adopt_beside(home: tuple[str, Kind], name: str, value: Any) -> Any:
+def _adopt_beside(home: tuple[str, Kind, Any], name: str, value: Any) -> Any:
     array, its = adopt(name, value)
-    first, kind = home
+    first, kind, x = home
     if its is not kind and its.device != kind.device:
         raise TypeError(
             f"{name} is a {its.library} array on the {its.device}, but {first} is a {kind.library} array on "
             f"the {kind.device}: expected both on one device"
         )
+    if kind.device == "gpu" and array.device != x.device:
+        return array.copy()  # to the current GPU, which is that of x
     return array
 
 
+@at_home
 def execute(
     problem: ConvProblem,
     a: Any,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any, ClassVar
 
-from fastconv.arrays import Kind, adopt, is_plain
+from fastconv.arrays import Kind, adopt, at_home, is_plain
 from fastconv.calling import lookup
 from fastconv.dispatch import Execution, adopt_all, times_chosen
 from fastconv.settings import workspace_limit
@@ -22,6 +22,7 @@ class _Layer:
     ndim: ClassVar[int]
     op: ClassVar[str]
 
+    @at_home
     def __init__(self, w: Any, bias: Any, options: tuple[Any, ...], algorithm: str, device: str) -> None:
         self._w = adopt("w", w)[0].copy()
         self._bias = None if bias is None else adopt("bias", bias)[0].copy()
@@ -55,9 +56,14 @@ class _Layer:
                 ready = self._make_ready(*adopt_all(x, self._w, self._bias, None, None))
                 if len(self._ready) >= _MOST_READY:
                     self._ready.clear()
-                self._ready[key] = ready
+                if ready[0].device == "cpu":  # on a GPU, a packed weight is for the one that is current
+                    self._ready[key] = ready
             execution, packed = ready
             return execution(x, self._w, self._bias, None, out, packed=packed)
+        return self._apply(x, residual, out)
+
+    @at_home
+    def _apply(self, x: Any, residual: Any, out: Any) -> Any:
         arrays, kind = adopt_all(x, self._w, self._bias, residual, out)
         execution, packed = self._make_ready(arrays, kind)
         result = execution(*arrays, packed=packed)
@@ -67,9 +73,10 @@ class _Layer:
         """The execution for adopted arrays, and the weight packed as it wants it."""
         where = self._algorithm, self._device, self._options
         execution = lookup(self.op, self.ndim, arrays, kind, *where, prepared=True)
-        packed = self._packed.get(execution.pack_key)
+        key = execution.pack_key()
+        packed = self._packed.get(key)
         if packed is None:
-            packed = self._packed[execution.pack_key] = execution.pack(self._w)
+            packed = self._packed[key] = execution.pack(arrays[1])
             if len(self._packed) > _MOST_PACKED:
                 self._packed.popitem(last=False)
                 self._ready.clear()  # which hold it too

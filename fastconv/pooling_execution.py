@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastconv import recycling
-from fastconv.arrays import adopt, check_out
+from fastconv.arrays import adopt, at_home, check_out
 from fastconv.dispatch import adopt_all, library
 from fastconv.pooling_problem import PoolProblem
 
@@ -18,6 +18,7 @@ _RECENT: dict[Any, PoolProblem] = {}
 _RECENT_MOST = 4096
 
 
+@at_home
 def apply(
     build: Callable[..., PoolProblem], op: str, ndim: int, x: Any, size: Any, return_indices: bool, out: Any,
     **options: Any,

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import adopt, named_dtype
+from fastconv.arrays import adopt, at_home, named_dtype
 from fastconv.dispatch import library
 from fastconv.parsing import per_axis
 from fastconv.problem import DTYPES, ConvProblem, compute_dtype
 
 
+@at_home
 def unfold(x: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Any:
     """Lay the patches that a convolution multiplies with its kernel into columns (im2col).
 
@@ -67,6 +68,7 @@ def unfold(x: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride
     return kind.give(columns.reshape(*problem.batch_shape, problem.in_channels * taps, places))
 
 
+@at_home
 def fold(x: Any, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Any:
     """Sum columns into the image whose patches they are (col2im): the adjoint of :func:`unfold`.
 

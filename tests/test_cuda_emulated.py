@@ -306,6 +306,21 @@ def test_depthwise_in_strips_of_any_height(monkeypatch, emulated, dtype, name, c
     assert emulated.launched == {depthwise._spec(dtype, rows)}
 
 
+class Captured(EmulatedRuntime):
+    """A device whose stream is being captured."""
+
+    def captured(self):
+        return True
+
+
+def test_no_kernel_is_checked_while_a_graph_is_captured():
+    problem = forward((1, 8, 6, 6), (8, 8, 3, 3), dtype="float16")
+    operands = finite_operands(problem)
+    with runtime.use(Captured()), pytest.raises(RuntimeError, match="before the stream is captured"):
+        apply(ALGORITHMS["implicit_gemm"], problem, operands)
+    check(ALGORITHMS["implicit_gemm"], problem, operands)
+
+
 RECORDS = {
     "depthwise.cu": {"Depthwise": depthwise.DEPTHWISE},
     "direct.cu": {

@@ -88,6 +88,9 @@ class Runtime(Protocol):
     def processors(self) -> int:
         """Multiprocessors of the current device; those of an H100 if there is no device."""
 
+    def captured(self) -> bool:
+        """Whether what is launched now becomes part of a graph instead of being done."""
+
     def address(self, array: Any) -> int:
         """Where the element of index zero lies, whatever the strides."""
 
@@ -132,6 +135,9 @@ class CupyRuntime:
     def processors(self) -> int:
         return 132 if why_no_gpu() else self._processors(self.device())
 
+    def captured(self) -> bool:
+        return bool(self.xp.cuda.get_current_stream().is_capturing())
+
     def address(self, array: Any) -> int:
         return int(array.data.ptr)
 
@@ -139,6 +145,7 @@ class CupyRuntime:
         return encode(tensor)
 
     def upload(self, array: np.ndarray[Any, Any]) -> Any:
+        only_before_capture()
         # CuPy has no structured dtypes: the bytes travel alone.
         copy = self.xp.asarray(array.view(np.uint8))
         self.xp.cuda.get_current_stream().synchronize()
@@ -170,11 +177,13 @@ class CupyRuntime:
         """A kernel, loaded on the current device."""
         import cupy
 
+        only_before_capture()
         if spec.specific:
             module = cupy.RawModule(path=str(compiled(spec.file, (*spec.options, spec.architecture(spec.capability)))))
         else:
             module = cupy.RawModule(code=program(spec.file), options=spec.options)
         kernel = module.get_function(spec.entry)
+
         if spec.shared_bytes > _SHARED_UNASKED:
             kernel.max_dynamic_shared_size_bytes = spec.shared_bytes
         return kernel
@@ -186,6 +195,21 @@ _current: Runtime = CupyRuntime()
 def runtime() -> Runtime:
     """The runtime on which GPU algorithms run now."""
     return _current
+
+
+def only_before_capture() -> None:
+    """Called before what is done once and cannot become part of a graph.
+
+    Raises
+    ------
+    RuntimeError
+        If the current stream is being captured.
+    """
+    if runtime().captured():
+        raise RuntimeError(
+            "this is the first call of its kind, which loads kernels, checks them and copies tables to the GPU: make "
+            "one like it before the stream is captured"
+        )
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 
 from fastconv.arrays import named_dtype
 from fastconv.gpu.direct import run_piece
-from fastconv.gpu.runtime import KernelSpec, Runtime, runtime
+from fastconv.gpu.runtime import KernelSpec, Runtime, only_before_capture, runtime
 from fastconv.lowering import Views, lower
 from fastconv.problem import ConvProblem
 from fastconv.registry import Algorithm
@@ -45,6 +45,7 @@ def is_right(spec: KernelSpec, problem: ConvProblem, algorithm: Algorithm, run: 
     """
     key = runtime(), runtime().device(), spec
     if key not in _verdicts:
+        only_before_capture()
         _verdicts[key] = agrees = _agrees(problem, algorithm.tolerance(problem), run)
         if not agrees:
             values = " ".join(f"{name}={value}" for name, value in spec.defines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastconv.arrays import check_out, named_dtype
+from fastconv.arrays import at_home, check_out, named_dtype
 from fastconv.dispatch import adopt_all
 from fastconv.parsing import DataFormat
 from fastconv.problem import DTYPES, compute_dtype
@@ -106,6 +106,7 @@ def conv3d_bias(grad_output: Any, *, data_format: str = "NCDHW", out: Any = None
     return _bias(3, grad_output, data_format, out)
 
 
+@at_home
 def _bias(ndim: int, grad_output: Any, data_format: str, out: Any) -> Any:
     names = "grad_output", "grad_output"
     (gradient, _, _, _, target), kind = adopt_all(grad_output, grad_output, None, None, out, names)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from fastconv.arrays import at_home
 from fastconv.dispatch import adopt_all, prepare
 from fastconv.problem import ConvProblem, compute_dtype
 
@@ -13,6 +14,7 @@ from fastconv.problem import ConvProblem, compute_dtype
 Describe = Callable[..., ConvProblem]
 
 
+@at_home
 def input_gradient(
     describe: Describe, ndim: int, input_size: Any, weight: Any, grad_output: Any, out: Any, algorithm: str,
     device: str, **options: Any,
@@ -31,6 +33,7 @@ def input_gradient(
     return kind.give(result) if out is None else out
 
 
+@at_home
 def weight_gradient(
     describe: Describe, ndim: int, input: Any, weight_size: Any, grad_output: Any, out: Any, algorithm: str,
     device: str, **options: Any,

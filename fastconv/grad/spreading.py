@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import adopt, named_dtype
+from fastconv.arrays import adopt, at_home, named_dtype
 from fastconv.dispatch import adopt_all, library
 from fastconv.parsing import DataFormat
 from fastconv.pooling_execution import describe, pool
@@ -24,6 +24,7 @@ from fastconv.pooling_problem import PoolProblem
 from fastconv.problem import DTYPES, compute_dtype
 
 
+@at_home
 def scatter(ndim: int, input_size: Any, indices: Any, grad_output: Any, data_format: str) -> Any:
     """Add each number to the element of its image that an index names."""
     (gradient, found, *_), kind = adopt_all(grad_output, indices, None, None, None, ("grad_output", "indices"))
@@ -45,8 +46,11 @@ def scatter(ndim: int, input_size: Any, indices: Any, grad_output: Any, data_for
     numbers, places, positions = gradient.reshape(flat), found.reshape(flat), math.prod(size)
     if kind.device == "gpu":
         from fastconv.gpu import pooling
+        from fastconv.gpu.runtime import runtime
 
-        inside = not found.size or (int(found.min()) >= 0 and int(found.max()) < positions)
+        # While a graph is captured, nothing can be read back; the kernel leaves out what is not in its image.
+        seen = found.size and not runtime().captured()
+        inside = not seen or (int(found.min()) >= 0 and int(found.max()) < positions)
         result = pooling.scatter(numbers, places, positions)
     else:
         from fastconv.cpu import scattering
@@ -57,6 +61,7 @@ def scatter(ndim: int, input_size: Any, indices: Any, grad_output: Any, data_for
     return kind.give(result.astype(gradient.dtype, copy=False).reshape(layout.join(batch, channels, size)))
 
 
+@at_home
 def spread(
     build: Callable[..., PoolProblem], ndim: int, input_size: Any, size: Any, grad_output: Any, x: Any = None,
     **options: Any,

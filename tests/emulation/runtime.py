@@ -79,6 +79,9 @@ class EmulatedRuntime:
             self._maps[tensor] = parameters(tensor)
         return (self._maps[tensor].ctypes.data, *(0,) * 15)
 
+    def captured(self) -> bool:
+        return False
+
     def address(self, array: Any) -> int:
         return int(array.__array_interface__["data"][0])
 

@@ -1,16 +1,22 @@
 #!/usr/bin/env bash
-# Tests, verifies and measures fastconv on a machine with a GPU; installs nothing and ends inside 8 minutes.
+# Tests, verifies and measures fastconv on a machine with a GPU; installs nothing.
 #
-# Results, and what all steps said in gpu-check.log, go to $OUT if that is set, else to bench/results. Steps that fail
-# are reported and make the exit status 1, but the steps after them still run. PYTHON names the interpreter (default:
-# python3).
+#     bench/gpu_check.sh tests       the GPU tests, then the smallest of them under compute-sanitizer    6 minutes at most
+#     bench/gpu_check.sh verify      random problems through every algorithm                             2 minutes at most
+#     bench/gpu_check.sh race DTYPE  float16, bfloat16, tf32 or float32 against cuDNN, at batch 32: with  9 minutes at most
+#                                    bias and ReLU and without, and both gradients
+#     bench/gpu_check.sh             all of them, one after another
+#
+# Results, and what all steps said in gpu-check.log, go to $OUT if that is set, else to bench/results. A race writes its
+# file anew after each of its four runs, so that one which is cut off leaves what it had. Steps that fail are reported
+# and make the exit status 1, but those after them still run. PYTHON names the interpreter (default: python3); NETWORK
+# what is raced (default: survey); JOBS how many tests run at once (default: 8).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 out=${OUT:-bench/results}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 mkdir -p "$out"
-rm -f "$out/gpu-check.log"
 failed=()
 
 step() { # seconds, name, command...
@@ -24,35 +30,67 @@ step() { # seconds, name, command...
     fi
 }
 
-step 100 tests "$python" -m pytest tests/test_gpu.py -q
-# Reads and writes of every kernel checked by the hardware's own tool, on the smallest problems.
-if command -v compute-sanitizer >/dev/null; then
-    step 50 sanitizer compute-sanitizer --error-exitcode 9 "$python" -m pytest tests/test_gpu.py -q -k "agrees_with_direct"
-fi
-step 80 verify "$python" -m fastconv verify --device gpu --seconds 50
-for run in "resnet50 float32" "mobilenetv2 float32" "resnet50 float16" "vgg16 float16"; do
-    read -r network dtype <<<"$run"
-    rm -f "$out/gpu-$network-$dtype.json" # what a failed step leaves must not pass for this run's
-    step 60 "bench-$network-$dtype" "$python" -m fastconv bench --device gpu --network "$network" --dtype "$dtype" \
-        --batch 32 --peers pytorch --json "$out/gpu-$network-$dtype.json"
-done
+tests() {
+    step 240 tests "$python" -m pytest tests/test_gpu.py tests/test_gpu_streams.py -q -n "${JOBS:-8}" -m "not slow"
+    # Reads and writes of every kernel checked by the hardware's own tool, on the smallest problems.
+    if command -v compute-sanitizer >/dev/null; then
+        step 110 sanitizer compute-sanitizer --error-exitcode 9 "$python" -m pytest tests/test_gpu.py -q -n 0 \
+            -k "agrees_with_direct"
+    fi
+}
 
-echo "== results"
-"$python" - "$out" <<'PYTHON'
+verify() {
+    step 110 verify "$python" -m fastconv verify --device gpu --seconds 75
+}
+
+race() { # dtype
+    local file="$out/gpu-$1.json"
+    rm -f "$file" # what a failed step leaves must not pass for this one's
+    step 530 "race-$1" "$python" -m fastconv bench --device gpu --network ${NETWORK:-survey} --batch 32 --dtype "$1" \
+        --op forward input_grad weight_grad --epilogue bias+relu none --peers pytorch --seconds 0.05 --json "$file"
+}
+
+results() {
+    echo "== results"
+    "$python" - "$out" <<'PYTHON'
 import json
-import math
 import sys
 from pathlib import Path
 
-print(f"{'network':24}{'layers':>8}  peer's time over fastconv's, geometric mean")
 for file in sorted(Path(sys.argv[1]).glob("gpu-*.json")):
-    rows = [row for run in json.loads(file.read_text())["runs"] for row in run["rows"]]
-    means = []
-    for peer in rows[0]["ratios"]:
-        logs = [math.log(row["ratios"][peer]) for row in rows if row["ratios"][peer]]
-        means.append(f"{peer} {math.exp(sum(logs) / len(logs)):.2f}" if logs else f"{peer} -")
-    print(f"{file.stem[4:]:24}{len(rows):8}  {', '.join(means)}")
+    for run in json.loads(file.read_text())["runs"]:
+        layer, ceilings = run["rows"][0]["layer"], run["ceilings"]
+        what = layer["op"] + " bias+relu" * layer["fused"]
+        limits = f"{ceilings['flops'] / 1e12:.0f} TFLOP/s in {run['dtype']}, {ceilings['bfloat16_flops'] / 1e12:.0f} in "
+        limits += f"bfloat16, {ceilings['copy'] / 1e12:.2f} TB/s copied"
+        print(f"\n{run['dtype']} {what}, {len(run['rows'])} layers on {ceilings['name']}: {limits}")
+        for contest in run["contests"]:
+            mean = f"{contest['geometric_mean']:.2f}"
+            print(f"  {mean:>6}  {contest['title']}; wanted {contest['bar']}, {contest['below']} rows below")
 PYTHON
+}
+
+dtypes=(float16 float32 bfloat16 tf32)
+case ${1:-all} in
+tests) tests ;;
+verify) verify ;;
+race)
+    [[ " ${dtypes[*]} " == *" ${2:-} "* ]] || { echo "race ${2:-}: expected one of ${dtypes[*]}" >&2; exit 2; }
+    race "$2"
+    results
+    ;;
+all)
+    rm -f "$out/gpu-check.log"
+    tests
+    verify
+    for dtype in "${dtypes[@]}"; do race "$dtype"; done
+    results
+    ;;
+*)
+    echo "$1: expected tests, verify, race or nothing" >&2
+    exit 2
+    ;;
+esac
 if [ ${#failed[@]} -gt 0 ]; then
     printf 'FAILED: %s\n' "${failed[@]}"
     exit 1

@@ -14,7 +14,7 @@ from fastconv.networks import LAYERS
 
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: f"{layer.network}-{layer.name}")
 def test_layer(benchmark, layer):
-    x, w = layer_operands(layer, "float32")
+    x, w, _ = layer_operands(layer, "float32")
     function, problem = layer.function(fastconv), layer.problem()
     benchmark.group = layer.network
     benchmark.extra_info |= {

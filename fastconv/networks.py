@@ -156,11 +156,21 @@ r2plus1d     2_spatial    64>144     8x56x56     k1x3x3 p0x1x1 *
 """
 
 
+#: The format in which a GPU may multiply float32: stands among the dtypes that layers are timed in.
+TF32 = "tf32"
+
+
+def stored(dtype: str) -> str:
+    """The dtype of the arrays of a layer that is computed in `dtype`."""
+    return "float32" if dtype == TF32 else dtype
+
+
 @dataclass(frozen=True)
 class Layer:
     """One convolution layer of a network; ``size`` is that of its input, channels are those of its input and output.
 
-    ``op`` is ``"forward"``, or which of the layer's gradients is meant: ``"input_grad"`` or ``"weight_grad"``.
+    ``op`` is ``"forward"``, or which of the layer's gradients is meant: ``"input_grad"`` or ``"weight_grad"``. A layer
+    that is ``fused`` has a bias, and a ReLU behind it.
     """
 
     network: str
@@ -177,6 +187,7 @@ class Layer:
     transposed: bool
     batch: int = 1
     op: str = "forward"
+    fused: bool = False
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -196,6 +207,10 @@ class Layer:
         names = ("stride", "padding", "dilation", "groups")
         return {name: getattr(self, name) for name in names}
 
+    def settings(self, dtype: str) -> dict[str, Any]:
+        """Keyword arguments that fastconv's functions alone have."""
+        return {"activation": "relu" if self.fused else None, "precision": "fast" if dtype == TF32 else "high"}
+
     def function(self, module: Any) -> Any:
         """The function of ``fastconv`` or ``torch.nn.functional`` that computes this layer."""
         return getattr(module, f"conv{'_transpose' * self.transposed}{self.ndim}d")
@@ -203,13 +218,17 @@ class Layer:
     def problem(self, dtype: str = "float32") -> ConvProblem:
         """This layer, or the gradient that is meant, as a problem."""
         make = ConvProblem.transposed if self.transposed else ConvProblem.forward
-        layer = make(self.ndim, self.x_shape, self.w_shape, dtype=dtype, **self.options)
+        layer = make(
+            self.ndim, self.x_shape, self.w_shape, dtype=stored(dtype), bias=self.fused, **self.options,
+            **self.settings(dtype),
+        )  # fmt: skip
         if self.op == "input_grad":
             return replace(layer, op="forward" if self.transposed else "input_grad")
         return replace(layer, op="weight_grad") if self.op == "weight_grad" else layer
 
     def __str__(self) -> str:
-        return f"{self.network} {self.name}" + (f" {self.op}" if self.op != "forward" else "")
+        said = f" {self.op}" if self.op != "forward" else " bias+relu" if self.fused else ""
+        return f"{self.network} {self.name}{said}"
 
 
 def read_layer(line: str) -> Layer:

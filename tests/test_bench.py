@@ -53,8 +53,8 @@ def test_engines_compute_what_they_take(engine):
                 pytest.skip(f"{module} is not installed")
     racer, computed = Racer(engine, "cpu", 1), 0
     try:
-        for (kind, layer), op in itertools.product(SMALL.items(), ("forward", "input_grad", "weight_grad")):
-            one = replace(layer, op=op)
+        for (kind, layer), op in itertools.product(SMALL.items(), ("forward", "fused", "input_grad", "weight_grad")):
+            one = replace(layer, fused=True) if op == "fused" else replace(layer, op=op)
             for dtype in ("float32", "float64"):
                 try:
                     _, result = racer.ask("load", one, dtype)

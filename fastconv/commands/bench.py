@@ -7,18 +7,24 @@ import itertools
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastconv.commands.bench_results import Row, Run, read, write
 from fastconv.commands.bench_tables import print_cpu_against_gpu, print_run
 from fastconv.commands.console import CommandError, installed, positive_int, progress, require
 from fastconv.commands.engines import ENGINES, PEERS
 from fastconv.commands.race import EngineError, Racer, race
-from fastconv.networks import LAYERS, NETWORKS, SURVEY, Layer
+from fastconv.networks import LAYERS, NETWORKS, SURVEY, TF32, Layer
 from fastconv.problem import OPS
+
+if TYPE_CHECKING:
+    from fastconv.commands.ceilings import Ceilings
+    from fastconv.commands.gpu_ceilings import GpuCeilings
 
 HELP = "time layers of real networks on CPU and GPU, beside other libraries"
 
-_DTYPES = ("float32", "float64", "float16", "bfloat16")
+_DTYPES = ("float32", "float64", "float16", "bfloat16", TF32)
+_EPILOGUES = ("none", "bias+relu")
 _CEILINGS = ("float32", "float64")  # half types are computed in float32
 
 
@@ -27,9 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = f"all, survey ({len(SURVEY)} layers of every kind), or some of: {' '.join(NETWORKS)} (default: alexnet)"
     parser.add_argument("--network", nargs="+", default=["alexnet"], metavar="NAME", help=names)
     parser.add_argument("--device", choices=("cpu", "gpu", "both"), default="both", help="(default: both)")
-    parser.add_argument("--dtype", nargs="+", choices=_DTYPES, default=["float32"], help="(default: float32)")
+    parser.add_argument(
+        "--dtype", nargs="+", choices=_DTYPES, default=["float32"], help="tf32: on GPUs (default: float32)"
+    )
     parser.add_argument(
         "--op", nargs="+", choices=OPS, default=["forward"], help="the layers or their gradients (default: forward)"
+    )
+    parser.add_argument(
+        "--epilogue",
+        nargs="+",
+        choices=_EPILOGUES,
+        default=["none"],
+        help="what follows the layers, but not gradients (default: none)",
     )
     parser.add_argument(
         "--batch", type=positive_int, metavar="N", help="batch size (default: that of the layer table, 1)"
@@ -107,6 +122,8 @@ def _race(args: argparse.Namespace, runs: list[Run]) -> None:
     from fastconv import dispatch
 
     layers, peers = _layers(args.network, args.batch), _peers(args.peers)
+    if TF32 in args.dtype and args.device != "gpu":
+        raise CommandError("--dtype tf32: expected --device gpu")
     algorithms = _algorithms(args.algorithms or ("all" if args.roofline else None))
     no_gpu = dispatch.why_no_gpu() if args.device != "cpu" else None
     if no_gpu and args.device == "gpu":
@@ -117,8 +134,9 @@ def _race(args: argparse.Namespace, runs: list[Run]) -> None:
     machines = [("cpu", threads) for threads in all_threads if args.device != "gpu"]
     machines += [("gpu", all_threads[-1])] if args.device != "cpu" and not no_gpu else []
     versions: dict[str, str] = {}
-    for op, dtype in itertools.product(args.op, args.dtype):
-        meant = [replace(layer, op=op) for layer in layers]
+    forms = [(op, epilogue) for op in args.op for epilogue in (args.epilogue if op == "forward" else ["none"])]
+    for (op, epilogue), dtype in itertools.product(forms, args.dtype):
+        meant = [replace(layer, op=op, fused=epilogue != "none") for layer in layers]
         for device, threads in machines:
             engines = [e for e in ENGINES if device in ENGINES[e].devices and (e.startswith("fastconv") or e in peers)]
             engines += [f"fastconv:{name}" for name in algorithms if device == "cpu"]
@@ -191,6 +209,15 @@ def _peers(names: str | None) -> set[str]:
     return {engine.name for name in chosen for engine in PEERS[name]}
 
 
+def _ceilings(device: str, dtype: str, threads: int) -> Ceilings | GpuCeilings | None:
+    """What the device can do at most, where there is a way to measure it."""
+    from fastconv.commands import ceilings, gpu_ceilings
+
+    if device == "cpu":
+        return ceilings.measure(dtype, threads) if dtype in _CEILINGS else None
+    return gpu_ceilings.measure(dtype) if installed("torch") else None
+
+
 def _measure(
     layers: list[Layer],
     engines: list[str],
@@ -201,13 +228,10 @@ def _measure(
     versions: dict[str, str],
 ) -> Run:
     """Race the engines over the layers, and note in `versions` what they are."""
-    from fastconv.commands.ceilings import measure
-
-    rows, ceilings = [], None
+    rows = []
     with progress(len(layers)) as report:
-        if device == "cpu" and dtype in _CEILINGS:
-            report(0, "measuring the ceilings")  # before the engines: their threads may spin
-            ceilings = measure(dtype, threads)
+        report(0, "measuring the ceilings")  # before the engines: their threads may spin
+        ceilings = _ceilings(device, dtype, threads)
         report(0, f"starting {', '.join(engines)}")
         racers = [Racer(engine, device, threads) for engine in engines]
         try:

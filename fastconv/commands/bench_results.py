@@ -11,12 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastconv.arrays import named_dtype
-from fastconv.commands.engines import ENGINES, Functional, Prepared, PreparedChannelsLast, PyTorch, PyTorchChannelsLast
+from fastconv.commands.engines import (
+    ENGINES,
+    ChannelsLast,
+    CudnnFused,
+    Functional,
+    Prepared,
+    PreparedChannelsLast,
+    PyTorch,
+    PyTorchChannelsLast,
+)  # fmt: skip
 from fastconv.commands.race import Entry
 from fastconv.networks import Layer
 
 if TYPE_CHECKING:
     from fastconv.commands.ceilings import Ceilings
+    from fastconv.commands.gpu_ceilings import GpuCeilings
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,11 @@ class Row:
         """The row of a layer that was raced."""
         problem = layer.problem(dtype)
         elements = sum(math.prod(shape) for shape in (*problem.operand_shapes, problem.result_shape))
-        return cls(layer, 2e-9 * problem.macs, elements * named_dtype(dtype).itemsize, tuple(entries))
+        return cls(layer, 2e-9 * problem.macs, elements * named_dtype(problem.dtype).itemsize, tuple(entries))
+
+    def floor(self, ceilings: Ceilings | GpuCeilings) -> float:
+        """The least time that the rates allow, unless an algorithm multiplies less than the definition."""
+        return max(self.gflop * 1e9 / ceilings.flops, self.nbytes / ceilings.memory)
 
     def entry(self, engine: str) -> Entry:
         """What that engine, which took part, did."""
@@ -65,12 +79,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Run:
-    """The rows of one device, dtype and number of threads; ceilings are of a CPU and its dtypes only."""
+    """The rows of one device, dtype and number of threads; of what they have in common, the first one speaks."""
 
     device: str
     dtype: str
     threads: int
-    ceilings: Ceilings | None
+    ceilings: Ceilings | GpuCeilings | None
     rows: list[Row]
 
     @property
@@ -80,7 +94,8 @@ class Run:
 
     def __str__(self) -> str:
         threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.device == "cpu" else ""
-        op = "" if self.rows[0].layer.op == "forward" else f", {self.rows[0].layer.op}"
+        layer = self.rows[0].layer
+        op = f", {layer.op}" if layer.op != "forward" else ", bias+relu" if layer.fused else ""
         return f"{self.device}, {self.dtype}{threads}{op}"
 
 
@@ -115,6 +130,7 @@ def contests(run: Run) -> list[Contest]:
         (against, 1.0, lambda row: quotient(row.best(torch), row.best([own]))),
         (f"prepared against the best of {', '.join(rivals)}", 1.0,
          lambda row: quotient(row.best(rivals), row.best([prepared]))),
+        *((f"{ours} against {theirs}", bar, _between(ours, theirs)) for ours, theirs, bar in _GPU_CONTESTS),
         ("NHWC against NCHW", 0.9, lambda row: quotient(row.best([prepared]), row.best([last]))),
         ("choice against the fastest algorithm", 0.9, _choice),
     ]  # fmt: skip
@@ -124,6 +140,18 @@ def contests(run: Run) -> list[Contest]:
         if ratios:
             found.append(Contest(title, bar, ratios))
     return found
+
+
+#: On a GPU: a form of fastconv, an engine, and how many times faster it is meant to be.
+_GPU_CONTESTS = (
+    (ChannelsLast.name, PyTorchChannelsLast.name, 1.0),
+    (ChannelsLast.name, PyTorch.name, 1.5),
+    (ChannelsLast.name, CudnnFused.name, 1.0),
+)
+
+
+def _between(ours: str, theirs: str) -> Callable[[Row], float | None]:
+    return lambda row: quotient(row.best([theirs]), row.best([ours]))
 
 
 def geometric_mean(ratios: Iterable[float | None]) -> float | None:
@@ -184,6 +212,7 @@ def _run(plain: dict[str, Any]) -> Run:
 def _plain(run: Run) -> dict[str, Any]:
     found = asdict(run)
     for plain, row in zip(found["rows"], run.rows, strict=True):
+        plain["floor_seconds"] = row.floor(run.ceilings) if run.ceilings else None
         plain["ratios"] = {peer.engine: row.ratio(peer) for peer in row.peers}
         for entry in plain["entries"]:
             entry["gflops"] = row.gflop / entry["seconds"] if entry["seconds"] else None

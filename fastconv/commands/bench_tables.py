@@ -15,11 +15,11 @@ _WORST = 4  # rows named in a summary
 def print_run(run: Run) -> None:
     """Every row of a run, and the contests it decides."""
     peers = [entry.engine for entry in run.rows[0].peers]
-    columns = ["layer", "GFLOP", "algorithm", "function ms", "prepared ms", "NHWC ms", "GFLOP/s", "of peak"]
+    columns = ["layer", "GFLOP", "floor ms", "algorithm", "function ms", "prepared ms", "NHWC ms", "GFLOP/s", "of peak"]
     lines = [_line(row, run) for row in run.rows]
     if peers:
         means = [geometric_mean(row.ratio(row.peers[i]) for row in run.rows) for i in range(len(peers))]
-        lines.append(["geometric mean", *[""] * 7, *(f"({mean:.2f})" if mean else "" for mean in means)])
+        lines.append(["geometric mean", *[""] * 8, *(f"({mean:.2f})" if mean else "" for mean in means)])
     title = f"{run}{'; ratios above 1: fastconv is faster' if peers else ''}"
     table(title, [*columns, *(f"{peer} ms (ratio)" for peer in peers)], lines)
     if any(e.wrong for row in run.rows for e in row.entries):
@@ -30,7 +30,8 @@ def print_run(run: Run) -> None:
         print(f"- {engine}, {layers} layer{'s' * (layers > 1)}: {reason}")
     if run.ceilings:
         flops, memory, copy = (rate / 1e9 for rate in (run.ceilings.flops, run.ceilings.memory, run.ceilings.copy))
-        print(f"measured: {flops:.1f} GFLOP/s of multiply-adds, memory {memory:.1f} GB/s read, {copy:.1f} GB/s copied")
+        how = "multiply-adds" if run.device == "cpu" else f"a matrix product in {run.dtype}"
+        print(f"measured: {flops:.1f} GFLOP/s of {how}, memory {memory:.1f} GB/s read, {copy:.1f} GB/s copied")
     if run.device == "cpu" and run.disturbance:
         print(f"the median call took {run.disturbance:.2f} times as long as the shortest (1.0: nothing else ran)")
     columns = ["contest", "rows", "geometric mean", "bar", "below", "worst rows"]
@@ -67,7 +68,8 @@ def _line(row: Row, run: Run) -> list[str]:
     algorithm = ", ".join(dict.fromkeys(e.algorithm for e in (own, prepared) if e.algorithm))
     seconds = prepared.seconds or own.seconds  # gradients have no prepared form
     rate = row.gflop / seconds if seconds else None
-    cells = [str(row.layer), f"{row.gflop:.3g}", algorithm]
+    floor = f"{row.floor(run.ceilings) * 1e3:.3f}" if run.ceilings else ""
+    cells = [str(row.layer), f"{row.gflop:.3g}", floor, algorithm]
     cells += [_ms(entry) for entry in (own, prepared, row.entry(PreparedChannelsLast.name))]
     cells += [f"{rate:.1f}" if rate else "", f"{rate * 1e9 / run.ceilings.flops:.0%}" if rate and run.ceilings else ""]
     for peer in row.peers:

@@ -6,6 +6,7 @@ An engine turns a layer and its arrays into a call that takes no arguments. Each
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,14 +18,17 @@ import fastconv
 from fastconv import dispatch, registry
 from fastconv.arrays import named_dtype
 from fastconv.commands.info import versions
-from fastconv.networks import Layer
-from fastconv.problem import OPS, ConvProblem
+from fastconv.networks import TF32, Layer, stored
+from fastconv.problem import OPS, WEIGHT_FORMATS, ConvProblem
 
 Array = np.ndarray[Any, Any]
 
 # SciPy correlates one output channel at a time over all input channels; beyond so many elements read that takes
 # tens of seconds.
 _SCIPY_MOST = 5e7
+
+
+_MOST_DRAWN = 4_000_037  # numbers: no multiple of an image's size, so that no two images are alike
 
 
 class Declined(Exception):
@@ -42,16 +46,19 @@ class Engine(ABC):
     rival: ClassVar[str] = "fastconv"
     #: What it computes of a layer: its result, its gradients.
     ops: ClassVar[tuple[str, ...]] = ("forward",)
+    #: Whether it is raced with a bias and a ReLU too.
+    fuses: ClassVar[bool] = False
 
     def __init__(self, device: str, threads: int) -> None:
         self.device = device
         self.threads = threads
 
     @abstractmethod
-    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array) -> Callable[[], Any]:
+    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array, bias: Array | None) -> Callable[[], Any]:
         """Bring the arrays where they are computed with, and return the call to time.
 
-        The arrays are those that the layer's problem reads: of a gradient, other ones than input and weight.
+        The arrays are those that the layer's problem reads: of a gradient, other ones than input and weight. There is a
+        bias, and a ReLU to be computed, if the layer is fused.
 
         Raises
         ------
@@ -78,20 +85,23 @@ class Functional(Engine):
 
     name = "fastconv"
     modules = ("fastconv",)
-    devices = ("cpu", "gpu")
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "gpu")
     ops: ClassVar[tuple[str, ...]] = OPS
+    fuses = True
     prepared: ClassVar[bool] = False
 
     def __init__(self, device: str, threads: int) -> None:
         super().__init__(device, threads)
         fastconv.set_num_threads(threads)
 
-    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array) -> Callable[[], Any]:
-        function, (x, w) = layer.function(fastconv), self._bring(x, w)
+    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array, bias: Array | None) -> Callable[[], Any]:
+        function, (x, w, bias) = layer.function(fastconv), self._bring(x, w, bias)
+        x, w = self._data(x), self._weight(w)
         if layer.op != "forward":
-            problem = layer.problem(dtype)
+            problem = self._problem(layer, dtype)
             return lambda: fastconv.execute(problem, x, w, device=self.device)
-        return lambda: function(x, w, device=self.device, **layer.options)
+        options = layer.options | layer.settings(dtype) | self._settings(layer)
+        return lambda: function(x, w, bias, device=self.device, **options)
 
     def fetch(self, result: Any) -> Array:
         array: Array = result if self.device == "cpu" else result.get()
@@ -106,12 +116,45 @@ class Functional(Engine):
     def _problem(self, layer: Layer, dtype: str) -> ConvProblem:
         return layer.problem(dtype)
 
-    def _bring(self, *arrays: Array) -> tuple[Any, ...]:
+    def _settings(self, layer: Layer) -> dict[str, str]:
+        return {}
+
+    def _data(self, array: Any) -> Any:
+        """Input or output gradient, in the layout that is raced."""
+        return array
+
+    def _weight(self, array: Any) -> Any:
+        """The second operand: the weight, or for its gradient that of the output."""
+        return array
+
+    def _bring(self, *arrays: Array | None) -> tuple[Any, ...]:
         if self.device == "cpu":
             return arrays
         import cupy
 
-        return tuple(map(cupy.asarray, arrays))
+        return tuple(array if array is None else cupy.asarray(array) for array in arrays)
+
+
+class ChannelsLast(Functional):
+    """The function on NHWC data, or what corresponds to it in one or three dimensions."""
+
+    name = "fastconv channels_last"
+    devices = ("gpu",)
+
+    def fetch(self, result: Any) -> Array:
+        return np.moveaxis(super().fetch(result), -1, 1)
+
+    def _data(self, array: Any) -> Any:
+        return np.moveaxis(array, 1, -1).copy()
+
+    def _weight(self, array: Any) -> Any:
+        return self._data(array)
+
+    def _settings(self, layer: Layer) -> dict[str, str]:
+        return {"data_format": "channels_last", "weight_format": WEIGHT_FORMATS[layer.ndim][1]}
+
+    def _problem(self, layer: Layer, dtype: str) -> ConvProblem:
+        return replace(layer.problem(dtype), channels_last=True, weight_order="O*I")
 
 
 class Prepared(Functional):
@@ -121,14 +164,12 @@ class Prepared(Functional):
     ops: ClassVar[tuple[str, ...]] = ("forward",)
     prepared = True
 
-    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array) -> Callable[[], Any]:
+    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array, bias: Array | None) -> Callable[[], Any]:
         kind = getattr(fastconv, f"Conv{'Transpose' * layer.transposed}{layer.ndim}d")
-        x, w = self._bring(x, w)
-        bound = kind(w, device=self.device, **layer.options, **self._settings())
+        x, w, bias = self._bring(x, w, bias)
+        x = self._data(x)
+        bound = kind(w, bias, device=self.device, **layer.options, **layer.settings(dtype), **self._settings(layer))
         return lambda: bound(x)
-
-    def _settings(self) -> dict[str, str]:
-        return {}
 
 
 class PreparedChannelsLast(Prepared):
@@ -137,13 +178,13 @@ class PreparedChannelsLast(Prepared):
     name = "fastconv NHWC"
     rival = "fastconv prepared"
 
-    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array) -> Callable[[], Any]:
-        return super().prepare(layer, dtype, np.ascontiguousarray(np.moveaxis(x, 1, -1)), w)
-
     def fetch(self, result: Any) -> Array:
         return np.moveaxis(super().fetch(result), -1, 1)
 
-    def _settings(self) -> dict[str, str]:
+    def _data(self, array: Any) -> Any:
+        return np.moveaxis(array, 1, -1).copy()
+
+    def _settings(self, layer: Layer) -> dict[str, str]:
         return {"data_format": "channels_last"}
 
     def _problem(self, layer: Layer, dtype: str) -> ConvProblem:
@@ -161,19 +202,19 @@ class OneAlgorithm(Prepared):
         super().__init__(device, threads)
         self._algorithm = next(a for a in registry.algorithms(device) if a.name == algorithm)
 
-    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array) -> Callable[[], Any]:
+    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array, bias: Array | None) -> Callable[[], Any]:
         reason = self._algorithm.why_not(self._problem(layer, dtype))
         if reason is not None:
             raise Declined(reason)
         if layer.op != "forward":
-            problem = layer.problem(dtype)
+            problem = self._problem(layer, dtype)
             return lambda: fastconv.execute(problem, x, w, algorithm=self._algorithm.name)
-        return super().prepare(layer, dtype, x, w)
+        return super().prepare(layer, dtype, x, w, bias)
 
     def algorithm(self, layer: Layer, dtype: str) -> str:
         return self._algorithm.name
 
-    def _settings(self) -> dict[str, str]:
+    def _settings(self, layer: Layer) -> dict[str, str]:
         return {"algorithm": self._algorithm.name}
 
 
@@ -184,7 +225,8 @@ class PyTorch(Engine):
     modules = ("torch",)
     extra = "torch"
     devices: ClassVar[tuple[str, ...]] = ("cpu", "gpu")
-    ops = OPS
+    ops: ClassVar[tuple[str, ...]] = OPS
+    fuses = True
 
     def __init__(self, device: str, threads: int) -> None:
         import torch
@@ -194,18 +236,30 @@ class PyTorch(Engine):
         torch.set_grad_enabled(False)
         if device == "gpu":
             torch.backends.cudnn.benchmark = True
-            torch.backends.cudnn.allow_tf32 = False  # float32 as fastconv's default computes it
 
-    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array) -> Callable[[], Any]:
+    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array, bias: Array | None) -> Callable[[], Any]:
         import torch
         import torch.nn.functional as F
 
         function = layer.function(F)
-        place: dict[str, Any] = {"device": "cuda" if self.device == "gpu" else "cpu", "dtype": getattr(torch, dtype)}
-        xs, ws = (torch.from_numpy(v.astype(np.float64)).to(**place, **self._format(layer)) for v in (x, w))
+        if self.device == "gpu":
+            torch.backends.cudnn.allow_tf32 = dtype == TF32
+        place: dict[str, Any] = {
+            "device": "cuda" if self.device == "gpu" else "cpu", "dtype": getattr(torch, stored(dtype))
+        }  # fmt: skip
+        exact = np.float64 if dtype == "float64" else np.float32  # torch reads neither bfloat16 nor TF32 from NumPy
+        xs, ws = (torch.from_numpy(v.astype(exact)).to(**place, **self._format(layer)) for v in (x, w))
         if layer.op != "forward":
             return _torch_gradient(layer, xs, ws)
-        return lambda: function(xs, ws, **layer.options)
+        if bias is None:
+            return lambda: function(xs, ws, **layer.options)
+        return self._fused(layer, xs, ws, torch.from_numpy(bias.astype(exact)).to(**place))
+
+    def _fused(self, layer: Layer, x: Any, w: Any, bias: Any) -> Callable[[], Any]:
+        import torch.nn.functional as F
+
+        function = layer.function(F)
+        return lambda: function(x, w, bias, **layer.options).relu_()
 
     def fetch(self, result: Any) -> Array:
         array: Array = result.double().cpu().contiguous().numpy()
@@ -236,6 +290,7 @@ class PyTorchChannelsLast(PyTorch):
 
     name = "pytorch channels_last"
     devices = ("gpu",)
+    rival = ChannelsLast.name
 
     def _format(self, layer: Layer) -> dict[str, Any]:
         import torch
@@ -245,6 +300,24 @@ class PyTorchChannelsLast(PyTorch):
         return {"memory_format": torch.channels_last if layer.ndim == 2 else torch.channels_last_3d}
 
 
+class CudnnFused(PyTorchChannelsLast):
+    """Convolution, bias and ReLU in one call of cuDNN, which nothing in ``torch.nn`` makes."""
+
+    name = "cudnn fused"
+    ops = ("forward",)
+
+    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array, bias: Array | None) -> Callable[[], Any]:
+        if bias is None or layer.transposed:
+            raise Declined("it is for a convolution with bias and ReLU")
+        return super().prepare(layer, dtype, x, w, bias)
+
+    def _fused(self, layer: Layer, x: Any, w: Any, bias: Any) -> Callable[[], Any]:
+        import torch
+
+        geometry = layer.stride, layer.padding, layer.dilation, layer.groups
+        return lambda: torch.cudnn_convolution_relu(x, w, bias, *geometry)
+
+
 class SciPy(Engine):
     """``scipy.signal.correlate``, one output channel after another."""
 
@@ -252,7 +325,7 @@ class SciPy(Engine):
     modules = ("scipy",)
     devices = ("cpu",)
 
-    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array) -> Callable[[], Any]:
+    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array, bias: Array | None) -> Callable[[], Any]:
         from scipy import fft, signal
 
         if layer.transposed:
@@ -292,7 +365,7 @@ class OnnxRuntime(Engine):
     devices = ("cpu",)
     rival = "fastconv prepared"
 
-    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array) -> Callable[[], Any]:
+    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array, bias: Array | None) -> Callable[[], Any]:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
@@ -342,7 +415,7 @@ class OpenVINO(Engine):
     devices = ("cpu",)
     rival = "fastconv prepared"
 
-    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array) -> Callable[[], Any]:
+    def prepare(self, layer: Layer, dtype: str, x: Array, w: Array, bias: Array | None) -> Callable[[], Any]:
         import openvino as ov
 
         if dtype != "float32":
@@ -385,13 +458,14 @@ def _openvino_model(layer: Layer, w: Array) -> Any:
 ENGINES = {
     engine.name: engine
     for engine in (
-        Functional, Prepared, PreparedChannelsLast, PyTorch, PyTorchChannelsLast, SciPy, OnnxRuntime, OpenVINO
+        Functional, ChannelsLast, Prepared, PreparedChannelsLast, PyTorch, PyTorchChannelsLast, CudnnFused, SciPy,
+        OnnxRuntime, OpenVINO,
     )
 }  # fmt: skip
 
 #: Names that ``--peers`` takes -> the engines they stand for.
 PEERS: dict[str, tuple[type[Engine], ...]] = {
-    "pytorch": (PyTorch, PyTorchChannelsLast),
+    "pytorch": (PyTorch, PyTorchChannelsLast, CudnnFused),
     "scipy": (SciPy,),
     "onnxruntime": (OnnxRuntime,),
     "openvino": (OpenVINO,),
@@ -404,10 +478,19 @@ def start(name: str, device: str, threads: int) -> Engine:
     return OneAlgorithm(device, threads, algorithm) if algorithm else ENGINES[name](device, threads)
 
 
-def layer_operands(layer: Layer, dtype: str) -> tuple[Array, Array]:
-    """The arrays a layer's problem reads, the same in every process; a weight keeps results near unit size."""
-    rng = np.random.default_rng(0)
+def layer_operands(layer: Layer, dtype: str) -> tuple[Array, Array, Array | None]:
+    """The arrays a layer's problem reads, the same in every process; a weight keeps results near unit size.
+
+    Random numbers are repeated after the first few million, which takes a tenth of the time of drawing more.
+    """
+    rng, problem = np.random.default_rng(0), layer.problem(dtype)
     w_scale = (np.prod(layer.kernel) * layer.in_channels / layer.groups) ** -0.5
-    x, w = (rng.standard_normal(shape, np.float32) for shape in layer.problem().operand_shapes)
-    w *= np.float32(w_scale)
-    return x.astype(named_dtype(dtype), copy=False), w.astype(named_dtype(dtype), copy=False)
+    numbers = [rng.standard_normal(min(math.prod(shape), _MOST_DRAWN), np.float32) for shape in problem.operand_shapes]
+    numbers[1] *= np.float32(w_scale)
+    x, w = (
+        np.resize(drawn.astype(named_dtype(problem.dtype), copy=False), shape)
+        for drawn, shape in zip(numbers, problem.operand_shapes, strict=True)
+    )
+    if not layer.fused:
+        return x, w, None
+    return x, w, rng.standard_normal(layer.out_channels, np.float32).astype(named_dtype(problem.dtype), copy=False)

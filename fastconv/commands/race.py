@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.networks import Layer
+from fastconv.networks import TF32, Layer
 from fastconv.registry import UNIT_ROUNDOFF
 from fastconv.timing import seconds_of
 
@@ -27,7 +27,10 @@ _TURN_SECONDS = 0.05
 _LEAST_TURNS = 3
 _PAUSE_SECONDS = 0.02  # lets the threads of the engine before stop spinning
 _GPU_CALLS = 20
+_GPU_TURN_SECONDS = 0.02
 _MOST_COPIES = 1024
+_MOST_COMPARED = 1 << 22  # elements of a result, if its first axis can be thinned so far
+_UNIT_ROUNDOFF = UNIT_ROUNDOFF | {TF32: UNIT_ROUNDOFF["float16"]}  # as many bits
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def race(racers: list[Racer], layer: Layer, dtype: str, device: str, seconds: fl
             continue
         expected = result if expected is None else expected
         difference = _difference(result, expected)
-        right = difference <= math.sqrt(UNIT_ROUNDOFF[dtype])
+        right = difference <= math.sqrt(_UNIT_ROUNDOFF[dtype])
         entries.append(Entry(racer.engine, algorithm, difference=difference, wrong=not right))
     times: dict[Racer, list[float]] = {r: [] for r, e in zip(racers, entries, strict=True) if e.why_not is None}
     left = dict.fromkeys(times, seconds)
@@ -115,7 +118,8 @@ def race(racers: list[Racer], layer: Layer, dtype: str, device: str, seconds: fl
     while waiting := [racer for racer in times if left[racer] > 0 or turns < _LEAST_TURNS]:
         turns += 1
         for racer in waiting:
-            time.sleep(_PAUSE_SECONDS)
+            if device == "cpu":
+                time.sleep(_PAUSE_SECONDS)
             start = time.perf_counter()
             times[racer] += racer.ask("turn")
             left[racer] -= time.perf_counter() - start
@@ -172,24 +176,27 @@ class _Server:
         return self._engine.version()
 
     def load(self, layer: Layer, dtype: str) -> tuple[str, Any]:
-        """Prepare a layer and run it once; the algorithm's name and the result."""
+        """Prepare a layer and run it once; the algorithm's name, and the result or some images of it."""
         from fastconv.commands.engines import Declined, layer_operands
 
         if layer.op not in self._engine.ops:
             raise Declined(f"it has no {layer.op}")
-        x, w = layer_operands(layer, dtype)
+        if layer.fused and not self._engine.fuses:
+            raise Declined("it is raced without bias and activation")
+        x, w, bias = layer_operands(layer, dtype)
         copies = 1 if self._device == "cpu" else _copies(x.nbytes + w.nbytes)
-        calls = [self._engine.prepare(layer, dtype, x, w) for _ in range(copies)]
+        calls = [self._engine.prepare(layer, dtype, x, w, bias) for _ in range(copies)]
         for call in calls:
             result = call()
         self._calls = itertools.cycle(calls)
-        return self._engine.algorithm(layer, dtype), self._engine.fetch(result).astype(np.float64)
+        compared = result[:: -(-math.prod(result.shape) // _MOST_COMPARED)]
+        return self._engine.algorithm(layer, dtype), self._engine.fetch(compared).astype(np.float64)
 
     def turn(self) -> list[float]:
         """Seconds of each of a few calls, or on a GPU of each of a few rows of calls."""
-        calls = 1 if self._device == "cpu" else _GPU_CALLS
+        calls, seconds = (1, _TURN_SECONDS) if self._device == "cpu" else (_GPU_CALLS, _GPU_TURN_SECONDS)
         times: list[float] = []
-        stop = time.perf_counter() + _TURN_SECONDS
+        stop = time.perf_counter() + seconds
         while not times or time.perf_counter() < stop:
             times.append(seconds_of(lambda: next(self._calls)(), self._device, calls))
         return times

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.commands.bench_results import Row, Run
+from fastconv.commands.ceilings import Ceilings
 from fastconv.commands.race import Entry
 
 _COLOUR = "#1f6fb4"
@@ -20,7 +21,7 @@ _COLOUR = "#1f6fb4"
 
 def plot_rooflines(folder: Path, runs: list[Run], title: str) -> None:
     """Write ``ALGORITHM-roofline.png`` for every algorithm that was raced by itself, a panel for each run it was in."""
-    measured = [run for run in runs if run.ceilings]
+    measured = [run for run in runs if isinstance(run.ceilings, Ceilings)]
     for name in dict.fromkeys(entry.algorithm for run in measured for row in run.rows for entry in row.algorithms):
         taken = [run for run in measured if _points(run, name)]
         _plot(folder / f"{name}-roofline.png", name, taken, title)
@@ -46,7 +47,7 @@ def _points(run: Run, algorithm: str) -> list[tuple[Row, Entry]]:
 
 
 def _draw(panel: Any, algorithm: str, run: Run) -> None:
-    assert run.ceilings is not None
+    assert isinstance(run.ceilings, Ceilings)
     points = _points(run, algorithm)
     intensities = [_intensity(row) for row in run.rows]
     span = np.geomspace(min(intensities) / 2, max(intensities) * 2)
@@ -82,7 +83,7 @@ def _rate(row: Row, entry: Entry) -> float:
 
 
 def _bytes(size: int, run: Run) -> str:
-    assert run.ceilings is not None
+    assert isinstance(run.ceilings, Ceilings)
     if size == max(run.ceilings.reads):
         return "memory"
     return f"{size >> 10} KiB" if size < 1 << 20 else f"{size >> 20} MiB"

@@ -127,11 +127,13 @@ extern "C" __global__ void __launch_bounds__(256, 2) pool_warp(const Pooling p) 
     const int lane = threadIdx.x % WARP;
     for (Walk walk(p, 1, thread_number() / WARP, threads() / WARP); walk.goes_on(); walk.next()) {
         const Result result(p, walk);
-        const int taps[] = {(int)result.wide.taps, (int)result.high.taps};
+        // A gradient's windows may be empty: then there is nothing to divide by, and nothing to fold.
+        const int wide = (int)result.wide.taps, high = (int)result.high.taps, deep = wide && high ? (int)result.deep.taps : 0;
+        const int taps[] = {wide ? wide : 1, high ? high : 1};
         auto tap = digits_of<3>(lane, taps);
         const auto further = digits_of<3>((int)WARP, taps);
         ACCUMULATOR held = Op::begin(load(*result.element(p, 0, 0, 0)));
-        for (; tap.digit[2] < result.deep.taps; advance(tap, further, taps))
+        for (; tap.digit[2] < deep; advance(tap, further, taps))
             held = Op::take(p, held, load(*result.element(p, tap.digit[2], tap.digit[1], tap.digit[0])));
         for (int mask = WARP / 2; mask > 0; mask /= 2) held = Op::join(held, __shfl_xor_sync(0xffffffff, held, mask));
         if (lane == 0) store(*result.target(p), Op::end(p, held, result.span(p)));

@@ -41,6 +41,26 @@ def apply(problem, x, flips=(), with_indices=False):
     return result, indices
 
 
+GRADIENTS = {
+    "overlapping": {"kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": True},
+    "with gaps": {"kernel_size": 2, "stride": 3},
+    "empty windows": {"kernel_size": 20, "stride": 4, "dilation": 2},
+    "long windows": {"kernel_size": 9, "stride": 1, "padding": 4},
+}
+
+
+@pytest.mark.parametrize("data_format", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("arguments", GRADIENTS.values(), ids=GRADIENTS.keys())
+def test_gradients_are_poolings_too(arguments, data_format):
+    """Of averages divided alike, so that the pooling is the whole gradient."""
+    shape = (2, 4, 45, 44) if data_format == "NCHW" else (2, 45, 44, 4)
+    problem = PoolProblem.sliding("sum", 2, shape, divisor_override=7, data_format=data_format, **arguments)
+    gradient = np.random.default_rng(1).standard_normal(problem.y_shape).astype(np.float32)
+    result, _ = apply(problem.gradient(7), gradient)
+    exact = pooling_reference.gradient(problem, np.zeros(shape), gradient)
+    np.testing.assert_allclose(result, exact, rtol=0, atol=2e-5)
+
+
 FLIPS = st.lists(st.sampled_from((-3, -2, -1)), max_size=2)
 
 

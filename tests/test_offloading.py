@@ -148,7 +148,9 @@ def test_numpy_arrays_go_where_it_pays(monkeypatch, tmp_path, on_gpu, expected):
     monkeypatch.setattr(dispatch, "why_no_gpu", lambda: None)
     problem = dataclasses.replace(LARGE, batch_shape=(4,))
     for device, seconds in (("cpu", 20e-3), ("gpu", on_gpu)):
-        times = {a.name: seconds for a in algorithms(device) if a.why_not(problem) is None}
+        with runtime.use(Costs()):
+            willing = [a for a in algorithms(device) if a.why_not(problem) is None]
+            times = {one.key: seconds for a in willing for one in (a, *a.configurations(problem))}
         remembered.remember(problem, device, Record(times, times))
     calling.choose_anew()
     with runtime.use(Costs()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import is_
 from typing import Any
 
@@ -26,7 +27,7 @@ _PROBLEMS = {
     "input_grad": (_TRANSPOSED_OPTIONS, ConvProblem.transposed),
 }
 
-# Executions by the caller's own arguments, so that a repeated call skips reading them again; with the options they
+# Executions by the caller's own arguments, so that a repeated call skips reading them again; with the choices they
 # were made from.
 _RECENT: dict[Any, tuple[Execution, tuple[Any, ...]]] = {}
 _RECENT_MOST = 4096
@@ -78,27 +79,33 @@ def lookup(
     """
     x, w, bias, residual, _ = arrays
     has_bias, has_residual = bias is not None, residual is not None
-    key = (op, ndim, x.shape, x.dtype, w.shape, w.dtype, has_bias, has_residual, kind.device, device, algorithm,
-           prepared, workspace_limit(), options)  # fmt: skip
+
+    def make(algorithm: str, device: str, *options: Any) -> Execution:
+        names, describe = _PROBLEMS[op]
+        problem = describe(
+            ndim, x.shape, w.shape, dtype=compute_dtype(x.dtype, w.dtype), bias=has_bias, residual=has_residual,
+            **dict(zip(names, options, strict=True)),
+        )  # fmt: skip
+        return prepare(problem, kind.device, device, algorithm, prepared=prepared)
+
+    key = op, ndim, x.shape, x.dtype, w.shape, w.dtype, has_bias, has_residual, kind.device, prepared
+    return remembered(key, (algorithm, device, *options), make)
+
+
+def remembered(key: tuple[Any, ...], choices: tuple[Any, ...], make: Callable[..., Execution]) -> Execution:
+    """What ``make(*choices)`` gives; what it gave, if it was asked before with this key and these choices."""
+    limited = key, choices, workspace_limit()
     try:
-        recent = _RECENT.get(key)
-    except TypeError:  # a list among the options cannot be a key; as tuples it can
-        frozen = _freeze(algorithm), _freeze(device), _freeze(options)
-        return lookup(op, ndim, arrays, kind, *frozen, prepared=prepared)
+        recent = _RECENT.get(limited)
+    except TypeError:  # a list among the choices cannot be a key; as tuples it can
+        return remembered(key, _freeze(choices), make)
     # 1, 1.0 and True are equal keys but not equally good arguments; nearly always the very same objects come again.
-    if recent is not None:
-        known = recent[1]
-        if options is known or all(map(is_, options, known)) or _types(options) == _types(known):
-            return recent[0]
-    names, build = _PROBLEMS[op]
-    problem = build(
-        ndim, x.shape, w.shape, dtype=compute_dtype(x.dtype, w.dtype), bias=has_bias, residual=has_residual,
-        **dict(zip(names, options, strict=True)),
-    )  # fmt: skip
-    execution = prepare(problem, kind.device, device, algorithm, prepared=prepared)
+    if recent is not None and (all(map(is_, choices, recent[1])) or _types(choices) == _types(recent[1])):
+        return recent[0]
+    execution = make(*choices)
     if len(_RECENT) >= _RECENT_MOST:
         _RECENT.clear()
-    _RECENT[key] = execution, options
+    _RECENT[limited] = execution, choices
     return execution
 
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from fastconv.arrays import at_home
-from fastconv.dispatch import adopt_all, prepare
+from fastconv.calling import remembered
+from fastconv.dispatch import Execution, adopt_all, prepare
 from fastconv.problem import ConvProblem, compute_dtype
 
 #: Describes a layer: ``ConvProblem.forward`` or ``ConvProblem.transposed``.
@@ -25,11 +26,19 @@ def input_gradient(
     """
     names = "grad_output", "weight"
     arrays, kind = adopt_all(grad_output, weight, None, None, out, names)
-    dtype = compute_dtype(arrays[0].dtype, arrays[1].dtype, names)
-    layer = describe(ndim, _axes("input_size", input_size), arrays[1].shape, dtype=dtype, **options)
-    _check_gradient(layer, arrays[0])
-    problem = replace(layer, op="input_grad" if layer.op == "forward" else "forward")
-    result = prepare(problem, kind.device, device, algorithm)(*arrays)
+    gradient, taps = arrays[:2]
+
+    def make(algorithm: str, device: str, size: Any, *values: Any) -> Execution:
+        dtype = compute_dtype(gradient.dtype, taps.dtype, names)
+        given = dict(zip(options, values, strict=True))
+        layer = describe(ndim, _axes("input_size", size), taps.shape, dtype=dtype, **given)
+        _check_gradient(layer, gradient)
+        problem = replace(layer, op="input_grad" if layer.op == "forward" else "forward")
+        return prepare(problem, kind.device, device, algorithm)
+
+    key = describe, names, ndim, gradient.shape, gradient.dtype, taps.shape, taps.dtype, kind.device
+    execution = remembered(key, (algorithm, device, input_size, *options.values()), make)
+    result = execution(*arrays)
     return kind.give(result) if out is None else out
 
 
@@ -45,11 +54,18 @@ def weight_gradient(
     """
     names = "input", "grad_output"
     (data, gradient, *others), kind = adopt_all(input, grad_output, None, None, out, names)
-    dtype = compute_dtype(data.dtype, gradient.dtype, names)
-    layer = describe(ndim, data.shape, _axes("weight_size", weight_size), dtype=dtype, **options)
-    _check_gradient(layer, gradient)
-    operands = (data, gradient) if layer.op == "forward" else (gradient, data)
-    result = prepare(replace(layer, op="weight_grad"), kind.device, device, algorithm)(*operands, *others)
+
+    def make(algorithm: str, device: str, size: Any, *values: Any) -> Execution:
+        dtype = compute_dtype(data.dtype, gradient.dtype, names)
+        given = dict(zip(options, values, strict=True))
+        layer = describe(ndim, data.shape, _axes("weight_size", size), dtype=dtype, **given)
+        _check_gradient(layer, gradient)
+        return prepare(replace(layer, op="weight_grad"), kind.device, device, algorithm)
+
+    key = describe, names, ndim, data.shape, data.dtype, gradient.shape, gradient.dtype, kind.device
+    execution = remembered(key, (algorithm, device, weight_size, *options.values()), make)
+    operands = (data, gradient) if describe == ConvProblem.forward else (gradient, data)
+    result = execution(*operands, *others)
     return kind.give(result) if out is None else out
 
 

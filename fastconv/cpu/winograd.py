@@ -227,10 +227,12 @@ def _cuts(problem: ConvProblem, window: int) -> list[_Cut]:
 
 def _running(window: int) -> CostModel:
     rates = {
-        "product": 3.2e-11, "tile": 4e-8, "input": 4.3e-10, "sum": 1e-10, "weight": 7e-11, "transformed": 2e-10,
-        "dilated": 9e-10, "task": 7e-7, "call": 1.2e-5,
+        4: {"product": 3e-11, "tile": 3.7e-8, "input": 4e-10, "sum": 9.3e-11, "weight": 6.5e-11, "transformed": 1.9e-10,
+            "dilated": 8.4e-10, "task": 6.5e-7, "call": 1.1e-5},
+        6: {"product": 3.2e-11, "tile": 4e-8, "input": 4.3e-10, "sum": 1e-10, "weight": 7e-11, "transformed": 2e-10,
+            "dilated": 9e-10, "task": 7e-7, "call": 1.2e-5},
     }  # fmt: skip
-    return CostModel(lambda problem: (cut.work for cut in _cuts(problem, window)), rates)
+    return CostModel(lambda problem: (cut.work for cut in _cuts(problem, window)), rates[window])
 
 
 def _packing(window: int) -> CostModel:

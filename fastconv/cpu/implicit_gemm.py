@@ -315,8 +315,12 @@ def _work(problem: ConvProblem) -> Iterable[Work]:
 
 
 def _packing(problem: ConvProblem) -> Iterable[Work]:
-    for piece in lower(problem):
-        channels = 0 if Cut(piece, problem).across_pixels else piece.groups * piece.out_channels
+    pieces = lower(problem)
+    if any(Cut(piece, problem).across_pixels for piece in pieces):
+        return  # numbers are taken from the weight as it lies
+    yield Work(1, {"arranging": 1})
+    for piece in pieces:
+        channels = piece.groups * piece.out_channels
         yield Work(-(-channels // (TILE_VECTORS * 8)), {"arranged": channels * piece.reduction})
 
 
@@ -331,7 +335,7 @@ class ImplicitGemm(CpuAlgorithm):
             "transposed": 2.5e-10, "row": 2.6e-9, "weight": 1.7e-10, "task": 8.4e-8, "call": 1e-5,
         },
     )  # fmt: skip
-    packing = CostModel(_packing, {"arranged": 4.5e-10, "call": 1.5e-5})
+    packing = CostModel(_packing, {"arranged": 4.5e-10, "arranging": 1.3e-5, "call": 2e-6})
 
     def why_not(self, problem: ConvProblem) -> str | None:
         if problem.dtype.startswith("complex"):

@@ -112,6 +112,7 @@ class Window:
         h, w = self.height, self.width
         plane = odd_lines(h.length * w.length, itemsize)
         pitches = self._kernel[0] * plane, plane, w.length, 1
+        channels_last = channels_last and channels != 1  # a plane of one channel is read in rows
         if channels_last:
             pitches = 1, h.length * w.length * channels, w.length * channels, channels
         how = np.zeros((), STAGING)

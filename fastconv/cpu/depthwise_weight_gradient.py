@@ -441,7 +441,7 @@ class DepthwiseWeightGradient(CpuAlgorithm):
     name = "depthwise_weight_gradient"
     running = CostModel(
         _work,
-        {"product": 2.8e-11, "tile": 2.4e-8, "staged": 2.5e-10, "result": 2e-9, "read": 2.2e-9, "task": 1e-7,
+        {"product": 3.7e-11, "tile": 2.4e-8, "staged": 2.5e-10, "result": 2e-9, "read": 2.2e-9, "task": 1e-7,
          "call": 1e-5},
     )  # fmt: skip
     packing = CostModel(lambda problem: (), {"call": 1e-6})

@@ -253,7 +253,7 @@ class Wrong(EmulatedRuntime):
     def launch(self, spec, grid, block, params):
         super().launch(spec, grid, block, params)
         if spec.entry == "implicit_gemm":
-            at = params["y"]["data"][0]
+            at = params.view(implicit_gemm.IMPLICIT_GEMM)["y"]["data"][0]
             np.ctypeslib.as_array((ctypes.c_uint16 * 1).from_address(int(at)))[:] = 0x5140  # 42
 
 

@@ -221,7 +221,7 @@ class Wrong(EmulatedRuntime):
     def launch(self, spec, grid, block, params):
         super().launch(spec, grid, block, params)
         if spec.entry == "implicit_gemm_hopper":
-            at = params["y"]["data"][0]
+            at = params.view(implicit_gemm_hopper.IMPLICIT_GEMM_HOPPER)["y"]["data"][0]
             np.ctypeslib.as_array((ctypes.c_uint16 * 1).from_address(int(at)))[:] = 0x5140  # 42
 
 

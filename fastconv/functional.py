@@ -77,8 +77,8 @@ def conv2d(
     algorithm : str
         ``"auto"``, or the name of a registered algorithm (see :func:`fastconv.explain`).
     precision : {"highest", "high", "fast"}
-        ``"highest"`` keeps to the dtype's own arithmetic; ``"high"`` takes any algorithm whose error is of the dtype's
-        class; ``"fast"`` allows inputs of reduced precision.
+        ``"highest"`` sums the products as they are, in the dtype's own arithmetic; ``"high"`` takes transforms as well,
+        whose errors :func:`fastconv.explain` publishes; ``"fast"`` allows inputs of reduced precision.
     device : {"auto", "cpu", "gpu"}
         ``"auto"`` computes where the arrays live, and sends NumPy arrays to a GPU only where that is predicted to be
         at least 1.5 times faster, with the costs of copies that were measured on this machine. They go in chunks of

@@ -36,8 +36,7 @@ def check(algorithm, problem, a, b, bias=None, residual=None, **options):
 
 
 def skip_if_declined(algorithm, problem):
-    """With precision="fast", because a transform of a few taps is not as exact as "high" asks for."""
-    reason = algorithm.why_not(dataclasses.replace(problem, precision="fast"))
+    reason = algorithm.why_not(problem)
     if reason is not None:
         pytest.skip(reason)
 

@@ -167,7 +167,7 @@ def test_tiles_at_every_edge(outputs):
     x[..., ::7] = 1
     w = np.arange(1.0, 1 + taps).reshape(p.w_shape)
     expected = [x[0, 0, i : i + taps] @ w[0, 0] for i in range(outputs)]
-    result = run(dataclasses.replace(p, precision="fast"), x, w)
+    result = run(p, x, w)
     np.testing.assert_allclose(result[0, 0], expected, rtol=1e-12)
 
 
@@ -233,10 +233,7 @@ def test_a_weight_that_is_not_finite_spoils_its_own_channel_only():
     assert np.isfinite(np.delete(result, 3, axis=1)).all()
 
 
-def test_few_taps_are_declined_where_high_precision_is_asked_for():
-    few = ConvProblem.forward(2, (1, 4, 40, 40), (4, 1, 5, 5), groups=4)
-    assert "error of a sum" in FFT.why_not(few)
-    assert FFT.why_not(dataclasses.replace(few, precision="fast")) is None
+def test_what_is_declined():
     for name in LARGE:
         assert FFT.why_not(large(name)) is None
         assert "transform" in FFT.why_not(large(name, precision="highest"))

@@ -7,7 +7,8 @@ times the launch.
 
 from __future__ import annotations
 
-from functools import lru_cache
+import struct
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,16 +29,21 @@ NO_VIEW: Words = (0,) * 7
 
 
 def record(dtype: np.dtype[Any], **fields: Words | int) -> np.ndarray[Any, Any]:
-    """The words of a record of that dtype, from those of its fields.
+    """A record of that dtype, from the words of its fields, as an array of one element without fields.
 
-    They are an array of plain words, because CuPy asks it for its address through ``__array_interface__``, which for a
-    structured dtype takes longer than the launch.
+    CuPy passes an array by value if it has one element, and asks for its address through ``__array_interface__``, which
+    for a structured dtype describes every field and takes longer than the launch.
     """
     words: list[int] = []
     for name in dtype.names or ():
         value = fields[name]
         words += value if isinstance(value, tuple) else (value,)
-    return np.array(words, np.int64)
+    return np.ndarray(1, _opaque(dtype.itemsize), struct.pack(f"{len(words)}q", *words))
+
+
+@cache
+def _opaque(itemsize: int) -> np.dtype[Any]:
+    return np.dtype((np.void, itemsize))
 
 
 def view(array: Any) -> Words:

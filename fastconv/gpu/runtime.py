@@ -101,7 +101,7 @@ class Runtime(Protocol):
         """A copy on the current device, complete, so that kernels on any stream may read it."""
 
     def launch(self, spec: KernelSpec, grid: Dim, block: Dim, params: np.ndarray[Any, Any]) -> None:
-        """Run a kernel; `params` holds the words of its only parameter, a record passed by value."""
+        """Run a kernel; `params` is its only parameter, an array of one element, passed by value."""
 
     def lanes(self, count: int) -> Sequence[Lane]:
         """So many queues on the current device, which this thread has for itself."""

@@ -218,8 +218,8 @@ def _multiply(  # type: ignore[no-untyped-def]
             wide = min(-(-(across - v_first) // lanes) * lanes, widest)
             vectors_at = base + v_first * all_taps + c_first * volume * wide
             # Weights that come next are brought while these are multiplied, some lines for each tile.
-            if v_first + widest < across:
-                ahead = vectors_at + widest * all_taps
+            if v_last < across:
+                ahead = vectors_at + (v_last - v_first) * all_taps
             elif c_first + inputs < geo.in_channels:
                 ahead = base + (c_first + inputs) * volume * widest
             else:
@@ -230,14 +230,17 @@ def _multiply(  # type: ignore[no-untyped-def]
             rows = least_rows + (tile < larger_tiles)
             for i in range(ahead + row * share, ahead + (row + rows) * share, line):
                 prefetch(flat, i)
-            for v in range(v_first, v_last, widest):
+            v = v_first
+            while v < v_last:
                 wide = min(-(-(across - v) // lanes) * lanes, widest)
+                side_by_side = max((v_last - v) // widest, 1)
                 complete_pixels(
                     end.memory, end.at + row * end.pitch + min(v, end.length - wide), end.pitch, memory,
-                    begin.at + row * begin.pitch + v * begin.column, begin.pitch, begin.step, numbers, numbers_at,
-                    rows_at, row, taps_at, taps, vectors, vectors_at + (v - v_first) * taps, rows, wide // lanes,
-                    end.least, end.most,
+                    begin.at + row * begin.pitch + v * begin.column, begin.pitch, begin.step, begin.column, numbers,
+                    numbers_at, rows_at, row, taps_at, taps, vectors, vectors_at + (v - v_first) * taps, rows,
+                    wide // lanes, side_by_side, end.least, end.most,
                 )  # fmt: skip
+                v += side_by_side * widest
             row += rows
 
 

@@ -23,6 +23,7 @@ from fastconv.settings import available_cores
 _TAPS = 256  # products added to a tile in one go: their weights fill half of L1
 _PIXELS = 256  # of a task
 _PANELS = 1 << 14  # elements of the panels between which a tile's weights stay in L1
+_WEIGHTS = 20 << 10  # bytes of weights that stay in L1: their tiles are multiplied side by side
 _SUMS = 64 << 10  # sums of a task, over all its channels, which share what was staged
 
 _LEAST_VECTORS = 4  # pixels across the vector must be worth so many
@@ -32,8 +33,9 @@ _PACKED, _GATHERED, _TURNED, _STAGED = 0.5, 2.0, 2.0, 1.0
 
 #: How a correlation is cut: tasks of `rows` by `columns` pixels and `channels` outputs, `blocks` of them along
 #: channels, height and width; `inputs` channels are multiplied in one go. A tile takes `tile` rows of numbers and
-#: columns of vectors; `lanes` are those of a vector. Scratch memory holds `staged` elements; `panels`, of a `group` of
-#: panels; `sums`, in rows a `pitch` apart; `start`, what they start from. `real` says whether they are real numbers.
+#: columns of vectors, a `group` of them side by side; `lanes` are those of a vector. Scratch memory holds `staged`
+#: elements; `panels`, those of a group; `sums`, in rows a `pitch` apart; `start`, what they start from. `real` says
+#: whether they are real numbers.
 BLOCKING = np.dtype(
     [(name, np.int64) for name in ("rows", "columns", "channels", "inputs", "across_pixels", "channels_last")]
     + [(name, np.int64) for name in ("lanes", "real", "staged", "group", "panels", "pitch", "sums", "start")]
@@ -88,6 +90,8 @@ class Cut:
         else:
             pitch = start = padded(channels, itemsize)
             sums, turned = pixels * pitch, 0 if channels_last else self.lanes * pixels
+            if inputs == c.in_channels:  # then weights of tiles side by side follow one another
+                group = max(_WEIGHTS // max(inputs * volume * self.tile * itemsize, 1), 1)
         block["panels"], block["group"], block["pitch"] = panels, group, pitch
         block["sums"], block["start"] = sums, start
         self.scratch = staging.elements + panels + sums + start + turned

@@ -26,6 +26,7 @@ from fastconv.cpu.emitting import (
     POINTER,
     addresses,
     call_chosen,
+    counted,
     define,
     emit_prefetch,
     itemsize,
@@ -195,26 +196,50 @@ def _define_pixels(
     """The function for one shape of tile.
 
     Its arguments: (sums, pitch, start, start pitch, lines, places, offsets, taps, weights); if `complete`, also
-    (start step, least, most).
+    (start step, start column, tiles, least, most).
     """
     kinds = [POINTER, INDEX, POINTER, INDEX, POINTER, POINTER, POINTER, INDEX, POINTER]
-    kinds += [INDEX, number, number] if complete else []
+    kinds += [INDEX, INDEX, INDEX, number, number] if complete else []
     function, there = define(module, f"fastconv_pixels_{number}_{lanes}_{pixels}_{vectors}_{complete}", kinds)
     if there:
         return function
     builder = ir.IRBuilder(function.append_basic_block())
     sums, pitch, start, start_pitch, lines, places, offsets, taps, weights, *others = function.args
-    start_step, *limits = others or [INDEX(lanes)]
-    vector, align = ir.VectorType(number, lanes), itemsize(number)
+    vector = ir.VectorType(number, lanes)
     bases = [
         moved(builder, lines, builder.load(moved(builder, places, INDEX(p), INDEX), typ=INDEX), number)
         for p in range(pixels)
     ]
+    if not complete:
+        ends = sums, pitch, start, start_pitch, INDEX(lanes)
+        _emit_pixels(builder, ends, bases, offsets, taps, weights, vector, vectors, [])
+        builder.ret_void()
+        return function
+    start_step, start_column, tiles, *limits = others
+    with counted(builder, INDEX(0), tiles) as tile:
+        at = builder.mul(tile, INDEX(vectors * lanes))
+        ends = (
+            moved(builder, sums, at, number), pitch,
+            moved(builder, start, builder.mul(at, start_column), number), start_pitch, start_step,
+        )  # fmt: skip
+        row = moved(builder, weights, builder.mul(at, taps), number)
+        _emit_pixels(builder, ends, bases, offsets, taps, row, vector, vectors, limits)
+    builder.ret_void()
+    return function
+
+
+def _emit_pixels(
+    builder: ir.IRBuilder, ends: tuple[ir.Value, ...], bases: list[ir.Value], offsets: ir.Value, taps: ir.Value,
+    weights: ir.Value, vector: ir.Type, vectors: int, limits: list[ir.Value],
+) -> None:  # fmt: skip
+    """One tile: of the pixels that see the lines from `bases` on, through all taps."""
+    sums, pitch, start, start_pitch, start_step = ends
+    number, lanes, align = vector.element, vector.count, itemsize(vector.element)
 
     def operands(t: ir.Value) -> tuple[list[ir.Value], list[ir.Value]]:
         offset = builder.load(moved(builder, offsets, t, INDEX), typ=INDEX)
         row = moved(builder, weights, builder.mul(t, INDEX(vectors * lanes)), number)
-        if pixels <= _FEW_PIXELS:
+        if len(bases) <= _FEW_PIXELS:
             emit_prefetch(builder, moved(builder, row, _AHEAD // align, number), write=False)
         return (
             [moved(builder, base, offset, number) for base in bases],
@@ -227,15 +252,13 @@ def _define_pixels(
 
     first = {
         (p, v): builder.load(place(start, start_pitch, start_step, p, v), align=align, typ=vector)
-        for p in range(pixels)
+        for p in range(len(bases))
         for v in range(vectors)
     }
-    for p in range(pixels if complete else 0):  # sums may go to memory that is in no cache
+    for p in range(len(bases) if limits else 0):  # sums may go to memory that is in no cache
         emit_prefetch(builder, place(sums, pitch, INDEX(lanes), p, 0), write=True)
     for (p, v), total in sum_of_products(builder, taps, first, operands).items():
         builder.store(_clipped(builder, total, limits), place(sums, pitch, INDEX(lanes), p, v), align=align)
-    builder.ret_void()
-    return function
 
 
 def _clipped(builder: ir.IRBuilder, total: ir.Value, limits: list[ir.Value]) -> ir.Value:
@@ -276,23 +299,27 @@ def multiply_pixels(  # type: ignore[no-untyped-def]
 
 @intrinsic
 def complete_pixels(  # type: ignore[no-untyped-def]
-    typing_context, sums, sums_at, pitch, start, start_at, start_pitch, start_step, lines, lines_at, places, places_at,
-    offsets, taps, weights, weights_at, pixels, vectors, least, most,
+    typing_context, sums, sums_at, pitch, start, start_at, start_pitch, start_step, start_column, lines, lines_at,
+    places, places_at, offsets, taps, weights, weights_at, pixels, vectors, tiles, least, most,
 ):  # fmt: skip
-    """As :func:`multiply_pixels`, but the start's vectors lie a `start_step` apart, and real sums are clipped."""
+    """As :func:`multiply_pixels`, of several tiles side by side, and real sums are clipped.
+
+    The start's vectors lie a `start_step` apart, and what its columns lie apart for the tiles is `start_column`. The
+    weights of a tile follow those of the one before.
+    """
     from numba import types
 
     signature = types.void(
-        sums, sums_at, pitch, start, start_at, start_pitch, start_step, lines, lines_at, places, places_at, offsets,
-        taps, weights, weights_at, pixels, vectors, least, most,
+        sums, sums_at, pitch, start, start_at, start_pitch, start_step, start_column, lines, lines_at, places,
+        places_at, offsets, taps, weights, weights_at, pixels, vectors, tiles, least, most,
     )  # fmt: skip
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         pointer = addresses(context, builder, signature, arguments)
         passed = (pointer(0, arguments[1]), arguments[2], pointer(3, arguments[4]), arguments[5],
-                  pointer(7, arguments[8]), pointer(9, arguments[10]), pointer(11), arguments[12],
-                  pointer(13, arguments[14]), arguments[6], *arguments[17:])  # fmt: skip
-        _call_pixels(builder, context.get_value_type(sums.dtype), arguments[15:17], passed, complete=True)
+                  pointer(8, arguments[9]), pointer(10, arguments[11]), pointer(12), arguments[13],
+                  pointer(14, arguments[15]), *arguments[6:8], *arguments[18:])  # fmt: skip
+        _call_pixels(builder, context.get_value_type(sums.dtype), arguments[16:18], passed, complete=True)
         return context.get_dummy_value()
 
     return signature, generate

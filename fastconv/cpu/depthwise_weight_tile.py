@@ -32,6 +32,7 @@ from fastconv.cpu.emitting import (
     define,
     itemsize,
     moved,
+    sum_of_lanes,
     vector_of,
 )
 from fastconv.cpu.jit import intrinsic
@@ -181,21 +182,13 @@ def add_taps(  # type: ignore[no-untyped-def]
 
 @intrinsic
 def sum_lanes(typing_context, array, at):  # type: ignore[no-untyped-def]
-    """The sum of a vector's elements, the halves of it added until one is left."""
+    """The sum of a vector's elements."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         number = context.get_data_type(array.dtype)
         lanes = vector_bytes() // itemsize(number)
         place = data_of(context, builder, signature.args[0], arguments[0], number, arguments[1])
         value = builder.load(place, align=itemsize(number), typ=ir.VectorType(number, lanes))
-        add = builder.add if isinstance(number, ir.IntType) else builder.fadd
-        while lanes > 1:
-            lanes //= 2
-            halves = (
-                builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(LANE, lanes), list(order)))
-                for order in (range(lanes), range(lanes, 2 * lanes))
-            )
-            value = add(*halves)
-        return builder.extract_element(value, LANE(0))
+        return sum_of_lanes(builder, value)
 
     return array.dtype(array, at), generate

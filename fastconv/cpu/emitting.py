@@ -91,3 +91,16 @@ def vector_of(builder: ir.IRBuilder, number: ir.Value, lanes: int) -> ir.Value:
     vector = ir.Constant(ir.VectorType(number.type, lanes), ir.Undefined)
     vector = builder.insert_element(vector, number, LANE(0))
     return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(LANE, lanes), None))
+
+
+def sum_of_lanes(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """The sum of a vector's elements, the halves of it added until one is left."""
+    lanes, add = value.type.count, builder.add if isinstance(value.type.element, ir.IntType) else builder.fadd
+    while lanes > 1:
+        lanes //= 2
+        halves = (
+            builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(LANE, lanes), list(order)))
+            for order in (range(lanes), range(lanes, 2 * lanes))
+        )
+        value = add(*halves)
+    return builder.extract_element(value, LANE(0))

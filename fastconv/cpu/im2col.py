@@ -5,7 +5,8 @@ group; the weight ``(O, taps)`` times that is the tile of the result, to which b
 as it is written out. The patch matrix of the whole image never exists: a tile is sized for the L2 cache.
 
 Where an output sees all of its image, as in a fully connected layer, the images are the patches: the weights, which lie
-as the caller has them, are read from memory once for all images, by all cores.
+as the caller has them, are read from memory once for all images, by all cores. For a few images nothing but that
+reading matters, and a kernel of our own does it (`row_products`).
 
 Chellapilla, Puri and Simard, "High performance convolutional neural networks for document processing", 2006.
 """
@@ -27,6 +28,7 @@ from fastconv.cpu.costs import CostModel, Work, gathering, scattering
 from fastconv.cpu.elements import resolve
 from fastconv.cpu.jit import Kernel, array, contiguous_taps, integer, records
 from fastconv.cpu.plan import PiecewisePlan
+from fastconv.cpu.row_products import ROWS, VECTORS, multiply_rows
 from fastconv.cpu.rows import add_row, read_row, write_row
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.problem import ConvProblem
@@ -36,6 +38,8 @@ from fastconv.settings import USUAL_WORKSPACE, available_cores, get_num_threads
 _TILE = 1 << 20  # bytes of patches (all groups) in a tile, about the L2 cache
 _LEAST, _MOST = 64, 1024  # positions (or output channels): fewer starve the GEMM, more only cost memory
 _PARTS = 4  # of the output channels of a fully connected layer, for each core
+_FEW = 8  # images for which weights are read too fast for a BLAS, which first copies them into an order of its own
+_RUN = 1024  # taps of rows and of images that stay in L1 while they are multiplied
 _SHARES = 16  # a tile takes at most this part of the workspace: so many threads may hold one
 _LONGEST = 4 << 20  # bytes of the patches of a single position, beyond which there is nothing to tile
 
@@ -88,7 +92,24 @@ def _finish(y, sums, n, begin, bias, residual, geometry, half, activation, param
                 position += run
 
 
-_pack_kernel, _finish_kernel = Kernel(_pack), Kernel(_finish)
+def _multiply(weights, images, sums):  # type: ignore[no-untyped-def]
+    """``sums (G, O, N) = weights (G, O, taps) @ images (N, G, taps)``, for few images."""
+    taps, itemsize = weights.shape[2], weights.itemsize
+    sums[:] = 0
+    row, step = weights.strides[1] // itemsize, images.strides[0] // itemsize
+    for g in range(weights.shape[0]):
+        for o in range(0, weights.shape[1], ROWS):
+            for t in range(0, taps, _RUN):
+                for n in range(0, images.shape[0], VECTORS):
+                    multiply_rows(
+                        weights, g * weights.strides[0] // itemsize + o * row + t, row, min(ROWS, weights.shape[1] - o),
+                        min(_RUN, taps - t), images, n * step + g * images.strides[1] // itemsize + t, step,
+                        min(VECTORS, images.shape[0] - n), sums, (g * sums.shape[1] + o) * sums.shape[2] + n,
+                        sums.shape[2],
+                    )  # fmt: skip
+
+
+_pack_kernel, _finish_kernel, _multiply_kernel = Kernel(_pack), Kernel(_finish), Kernel(_multiply)
 
 
 class _Im2colPlan(PiecewisePlan):
@@ -104,6 +125,9 @@ class _Im2colPlan(PiecewisePlan):
             array(result, 6, readonly=False), matrix, integer, integer, vector, array(result, 6), geometry, integer,
             integer, vector,
         )  # fmt: skip
+        self._few = problem.batch <= _FEW and accumulator.kind == "f" and any(map(_sees_all, self._pieces))
+        if self._few:
+            self._multiply = _multiply_kernel.compile(array(accumulator, 3), array(accumulator, 3), matrix)
 
     def pack(self, w: Any) -> Any:
         """For each piece, its taps as a contiguous (G, O, taps) matrix."""
@@ -141,7 +165,7 @@ class _Im2colPlan(PiecewisePlan):
     ) -> None:
         """The images as they lie are the patches; a task is some images and some output channels."""
         images, parts = _tiled(piece), _parts(piece)
-        patches = x.reshape(piece.batch, piece.groups, piece.reduction).transpose(1, 2, 0)
+        patches = x.reshape(piece.batch, piece.groups, piece.reduction)
         y, residual = (a.transpose(3, 1, 2, 4, 5, 0) for a in (y, residual))
         biases = bias.reshape(piece.groups, -1)
 
@@ -149,12 +173,15 @@ class _Im2colPlan(PiecewisePlan):
             memory = parallel.scratch(_elements(piece, tile), self._accumulator)
             for task in range(first, last):
                 begin, part = task // parts * tile, task % parts
-                some = patches[:, :, begin : begin + tile]
+                some = patches[begin : begin + tile]
                 outputs = slice(piece.out_channels * part // parts, piece.out_channels * (part + 1) // parts)
-                shape = piece.groups, outputs.stop - outputs.start, some.shape[2]
+                shape = piece.groups, outputs.stop - outputs.start, some.shape[0]
                 sums = memory[: math.prod(shape)].reshape(shape)
-                with np.errstate(all="ignore"):
-                    np.matmul(weights[:, outputs], some, out=sums)
+                if self._few:
+                    self._multiply(weights[:, outputs], some, sums)
+                else:
+                    with np.errstate(all="ignore"):
+                        np.matmul(weights[:, outputs], some.transpose(1, 2, 0), out=sums)
                 self._finish(y[:, :, outputs], sums, 0, begin, biases[:, outputs].ravel(), residual[:, :, outputs],
                              images.geometry, self._half, *self._activation)  # fmt: skip
 
@@ -223,7 +250,7 @@ class Im2col(CpuAlgorithm):
         _work,
         {
             "product": 3.6e-11,
-            "weight": 1.4e-10,
+            "weight": 1.25e-10,
             "patch element": 5.7e-10,
             "result": 2.3e-10,
             "scattered": 9.4e-10,

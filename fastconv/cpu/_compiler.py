@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any, ClassVar
 
 from llvmlite import ir
@@ -17,10 +18,11 @@ from numba import types
 from numba.core import cgutils, compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.target_extension import target_override
-from numba.np.arrayobj import populate_array
 from numba.np.numpy_support import from_dtype
 
+from fastconv.cpu._lowering import array_of
 from fastconv.cpu._target import NAME, KernelCompiler, target
+from fastconv.cpu.emitting import define, field, moved
 from fastconv.cpu.jit import OPTIONS, Argument
 from fastconv.cpu.objects import ENTRY
 from fastconv.cpu.team import SHARE
@@ -76,6 +78,10 @@ def _numba_type(argument: Argument) -> Any:
     return types.Array(dtype, argument.ndim, "C" if argument.contiguous else "A", readonly=argument.readonly)
 
 
+def _load(builder: ir.IRBuilder, base: ir.Value, offset: int, of: ir.Type = _POINTER) -> ir.Value:
+    return builder.load(moved(builder, base, offset, _BYTE), typ=of)
+
+
 class _Entry:
     """Emits ``PyObject *entry(PyObject *self, PyObject **arguments, Py_ssize_t count)``."""
 
@@ -92,16 +98,18 @@ class _Entry:
         signature = ir.FunctionType(_POINTER, [_POINTER, _POINTER, _INDEX])
         self._function = ir.Function(module, signature, ENTRY)
         self._builder = ir.IRBuilder(self._function.append_basic_block())
+        self._refused, self._failed = (self._function.append_basic_block(name) for name in ("refused", "failed"))
+        self._reason = ir.IRBuilder(self._refused).phi(_POINTER)
 
     def define(self) -> None:
         """Check and unpack the arguments, and run the kernel without the GIL."""
         b, (_, passed, given) = self._builder, self._function.args
         count = self.integers + len(self._arguments)
         self._require(b.icmp_signed("==", given, _INDEX(count)), f"expected {count} arguments")
-        leading = [self._integer(self._load(passed, 8 * i)) for i in range(self.integers)]
+        leading = [self._integer(_load(b, passed, 8 * i)) for i in range(self.integers)]
         values = [
-            self._array(i, argument, self._load(passed, 8 * i)) if argument.ndim
-            else self._integer(self._load(passed, 8 * i))
+            self._array(i, argument, _load(b, passed, 8 * i)) if argument.ndim
+            else self._integer(_load(b, passed, 8 * i))
             for i, argument in enumerate(self._arguments, self.integers)
         ]  # fmt: skip
         state = b.call(self._python("PyEval_SaveThread", _POINTER), [])
@@ -111,6 +119,15 @@ class _Entry:
         none = self._object("fastconv_None")
         b.call(self._python("Py_IncRef", ir.VoidType(), _POINTER), [none])
         b.ret(none)
+        self._define_failures()
+
+    def _define_failures(self) -> None:
+        """Raise `TypeError` for what was refused; where a function of Python's failed, it has raised."""
+        b = ir.IRBuilder(self._refused)
+        raises = self._python("PyErr_SetString", ir.VoidType(), _POINTER, _POINTER)
+        b.call(raises, [self._object("fastconv_TypeError"), self._reason])
+        b.branch(self._failed)
+        ir.IRBuilder(self._failed).ret(_POINTER(None))
 
     def _run(self, leading: list[ir.Value], values: list[ir.Value]) -> ir.Value:
         """Run the kernel and give its status, 0 if all went well."""
@@ -124,50 +141,49 @@ class _Entry:
 
     def _array(self, i: int, argument: Argument, given: ir.Value) -> ir.Value:
         b, needed = self._builder, _C_CONTIGUOUS * argument.contiguous | _WRITEABLE * (not argument.readonly)
-        what = f"expected argument {i} to be {argument}"
-        self._require(b.icmp_unsigned("==", self._load(given, _TYPE), self._object("fastconv_ndarray")), what)
-        dtype, shape, strides = self._load(given, _DTYPE), self._load(given, _SHAPE), self._load(given, _STRIDES)
-        for value, expected in (
-            (self._load(given, _NDIM, _INT), argument.ndim),
-            (b.and_(self._load(given, _FLAGS, _INT), _INT(needed)), needed),
-            (self._load(dtype, _KIND, _BYTE), ord(argument.dtype.kind)),
-            (self._load(dtype, _ITEMSIZE, _INDEX), argument.dtype.itemsize),
-        ):
-            self._require(b.icmp_unsigned("==", value, value.type(expected)), what)
-        axes = range(argument.ndim)
-        return self._array_of(
-            b, argument, self._load(given, _DATA), [self._load(shape, 8 * axis, _INDEX) for axis in axes],
-            [self._load(strides, 8 * axis, _INDEX) for axis in axes],
-        )  # fmt: skip
+        expected = _INT(argument.ndim), _INT(needed), _BYTE(ord(argument.dtype.kind)), _INDEX(argument.dtype.itemsize)
+        matches = b.call(self._define_match(), [given, *expected])
+        self._require(matches, f"expected argument {i} to be {argument}")
+        shape, strides = (
+            [_load(b, address, 8 * axis, _INDEX) for axis in range(argument.ndim)]
+            for address in (_load(b, given, _SHAPE), _load(b, given, _STRIDES))
+        )
+        return array_of(self._context, b, _numba_type(argument), _load(b, given, _DATA), shape, strides)
 
-    def _array_of(
-        self, builder: ir.IRBuilder, argument: Argument, data: ir.Value, shape: list[ir.Value], strides: list[ir.Value]
-    ) -> ir.Value:
-        array = self._context.make_array(_numba_type(argument))(self._context, builder)
-        itemsize = _INDEX(argument.dtype.itemsize)
-        populate_array(array, data=data, shape=shape, strides=strides, itemsize=itemsize, meminfo=None)
-        return array._getvalue()
+    def _define_match(self) -> ir.Function:
+        """The function (object, axes, flags, kind, size of elements): whether it is an array of that sort."""
+        kinds = [_POINTER, _INT, _INT, _BYTE, _INDEX]
+        function, known = define(self._module, "fastconv_matches", kinds, ir.IntType(1))
+        if not known:
+            given, ndim, flags, kind, itemsize = function.args
+            b = ir.IRBuilder(function.append_basic_block())
+            with b.if_then(b.icmp_unsigned("!=", _load(b, given, _TYPE), self._object("fastconv_ndarray"))):
+                b.ret(ir.IntType(1)(0))
+            dtype = _load(b, given, _DTYPE)
+            tests = (
+                (_load(b, given, _NDIM, _INT), ndim), (b.and_(_load(b, given, _FLAGS, _INT), flags), flags),
+                (_load(b, dtype, _KIND, _BYTE), kind), (_load(b, dtype, _ITEMSIZE, _INDEX), itemsize),
+            )  # fmt: skip
+            b.ret(reduce(b.and_, (b.icmp_unsigned("==", value, expected) for value, expected in tests)))
+        return function
 
     def _integer(self, given: ir.Value) -> ir.Value:
         b = self._builder
         value = b.call(self._python("PyLong_AsLongLong", _INDEX, _POINTER), [given])
         with b.if_then(b.icmp_signed("==", value, _INDEX(-1)), likely=False):
-            error = b.call(self._python("PyErr_Occurred", _POINTER), [])
-            with b.if_then(b.icmp_unsigned("!=", error, _POINTER(None))):
-                b.ret(_POINTER(None))
+            error, good = b.call(self._python("PyErr_Occurred", _POINTER), []), b.append_basic_block("good")
+            b.cbranch(b.icmp_unsigned("!=", error, _POINTER(None)), self._failed, good)
+            b.position_at_end(good)
         return value
 
     def _require(self, condition: ir.Value, message: str) -> None:
         """Raise `TypeError` unless `condition` holds."""
         b = self._builder
-        with b.if_then(b.not_(condition), likely=False):
-            text = self._context.insert_const_string(self._module, f"kernel {self._name}: {message}")
-            raises = self._python("PyErr_SetString", ir.VoidType(), _POINTER, _POINTER)
-            b.call(raises, [self._object("fastconv_TypeError"), text])
-            b.ret(_POINTER(None))
-
-    def _load(self, base: ir.Value, offset: int, of: ir.Type = _POINTER) -> ir.Value:
-        return self._builder.load(self._builder.gep(base, [_INDEX(offset)], source_etype=_BYTE), typ=of)
+        text = self._context.insert_const_string(self._module, f"kernel {self._name}: {message}")
+        self._reason.add_incoming(text, b.block)
+        good = b.append_basic_block("good")
+        b.cbranch(condition, good, self._refused)
+        b.position_at_end(good)
 
     def _python(self, name: str, result: ir.Type, *arguments: ir.Type) -> ir.Function:
         """A function of Python's, declared."""
@@ -188,9 +204,10 @@ class _SharedEntry(_Entry):
 
     def _run(self, leading: list[ir.Value], values: list[ir.Value]) -> ir.Value:
         b, (tasks, chunks, helpers, team) = self._builder, leading
-        scratch = self._context.make_array(_numba_type(self._arguments[-1]))(self._context, b, value=values[-1])
-        length = b.udiv(scratch.nitems, b.add(helpers, _INDEX(1)))
-        packed = cgutils.pack_struct(b, [*values[:-1], scratch.data, length])
+        scratch = _numba_type(self._arguments[-1])
+        data, elements = (field(self._context, b, scratch, values[-1], name) for name in ("data", "nitems"))
+        length = b.udiv(elements, b.add(helpers, _INDEX(1)))
+        packed = cgutils.pack_struct(b, [*values[:-1], data, length])
         memory, status = b.alloca(packed.type), b.alloca(_INT)
         b.store(packed, memory)
         memory = b.bitcast(memory, _POINTER)
@@ -199,7 +216,7 @@ class _SharedEntry(_Entry):
             with several:
                 signature = ir.FunctionType(_INT, [_POINTER, _INDEX, _POINTER, _POINTER, _INDEX, _INDEX])
                 team = b.inttoptr(team, _POINTER)
-                share = b.inttoptr(self._load(team, 8 * SHARE, _INDEX), signature.as_pointer())
+                share = b.inttoptr(_load(b, team, 8 * SHARE, _INDEX), signature.as_pointer())
                 b.store(b.call(share, [team, helpers, part, memory, tasks, chunks]), status)
             with alone:
                 b.store(b.call(part, [memory, _INDEX(0), tasks, _INDEX(0)]), status)
@@ -213,7 +230,8 @@ class _SharedEntry(_Entry):
         b = ir.IRBuilder(part.append_basic_block())
         *values, data, length = cgutils.unpack_tuple(b, b.load(memory, typ=packed))
         scratch = self._arguments[-1]
-        own = b.gep(data, [b.mul(b.mul(number, length), _INDEX(scratch.dtype.itemsize))], source_etype=_BYTE)
-        values.append(self._array_of(b, scratch, own, [length], [_INDEX(scratch.dtype.itemsize)]))
+        itemsize = _INDEX(scratch.dtype.itemsize)
+        own = moved(b, data, b.mul(b.mul(number, length), itemsize), _BYTE)
+        values.append(array_of(self._context, b, _numba_type(scratch), own, [length], [itemsize]))
         b.ret(self._call(b, [first, last, *values]))
         return part

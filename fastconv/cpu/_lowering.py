@@ -17,13 +17,15 @@ from numba.core import types as _types
 from numba.core.imputils import RefType, Registry, iternext_impl
 from numba.core.typing import arraydecl, builtins, signature
 from numba.core.typing import templates as typing_rules
+from numba.cpython import slicing
 from numba.np import arrayobj
 
-from fastconv.cpu.emitting import BYTE, INDEX, moved
+from fastconv.cpu.emitting import BYTE, INDEX, field, moved
 
 types: Any = _types  # half of them are made at run time
 registry = Registry("fastconv")
 lower = registry.lower
+_MOST = INDEX((1 << 63) - 1)
 
 
 def first_rules(target: str) -> typing_rules.Registry:
@@ -43,15 +45,37 @@ def first_rules(target: str) -> typing_rules.Registry:
     return rules
 
 
-def _field(context: Any, builder: ir.IRBuilder, kind: Any, value: ir.Value, name: str) -> ir.Value:
-    return builder.extract_value(value, context.data_model_manager[kind].get_field_position(name))
+def _struct(context: Any, builder: ir.IRBuilder, kind: Any, **values: ir.Value) -> ir.Value:
+    model, llvm_type = context.data_model_manager[kind], context.get_value_type(kind)
+    fields = [values[name] for name in model._fields]
+    start = [v if isinstance(v, ir.Constant) else ir.Constant(v.type, ir.Undefined) for v in fields]
+    whole = ir.Constant(llvm_type, start)
+    for position, value in enumerate(fields):
+        if not isinstance(value, ir.Constant):
+            whole = builder.insert_value(whole, value, position)
+    return whole
 
 
-def _struct(context: Any, builder: ir.IRBuilder, kind: Any, **fields: ir.Value) -> ir.Value:
-    value = ir.Constant(context.get_value_type(kind), ir.Undefined)
-    for name, field in fields.items():
-        value = builder.insert_value(value, field, context.data_model_manager[kind].get_field_position(name))
-    return value
+def array_of(
+    context: Any, builder: ir.IRBuilder, kind: Any, data: ir.Value, shape: list[ir.Value], strides: list[ir.Value]
+) -> ir.Value:  # fmt: skip
+    """An array, given where its elements are."""
+    items = INDEX(1)
+    for length in shape:
+        items = builder.mul(items, length)
+    data = builder.bitcast(data, context.get_data_type(kind.dtype).as_pointer())
+    nobody = ir.Constant(BYTE.as_pointer(), None)  # counts who uses the memory
+    axes = ir.ArrayType(INDEX, len(shape))
+    return _struct(
+        context, builder, kind, data=data, nitems=items, itemsize=INDEX(arrayobj.get_itemsize(context, kind)),
+        shape=_packed(builder, axes, shape), strides=_packed(builder, axes, strides), meminfo=nobody, parent=nobody,
+    )  # fmt: skip
+
+
+def _packed(builder: ir.IRBuilder, kind: ir.ArrayType, numbers: list[ir.Value]) -> ir.Value:
+    if all(isinstance(number, ir.Constant) for number in numbers):
+        return ir.Constant(kind, numbers)
+    return cgutils.pack_array(builder, numbers)
 
 
 # -- loops ------------------------------------------------------------------------------------------------------------
@@ -60,7 +84,7 @@ def _struct(context: Any, builder: ir.IRBuilder, kind: Any, **fields: ir.Value) 
 def _lower_range(state: Any, iterator: Any) -> None:
     @lower("getiter", state)
     def iterate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        start, stop, step = (_field(context, builder, state, arguments[0], n) for n in ("start", "stop", "step"))
+        start, stop, step = (field(context, builder, state, arguments[0], n) for n in ("start", "stop", "step"))
         # ceil((stop - start) / step) for steps of either sign; where nothing is left it is not positive.
         direction = builder.or_(builder.ashr(step, INDEX(63)), INDEX(1))
         span = builder.sub(builder.add(builder.sub(stop, start), step), direction)
@@ -72,7 +96,7 @@ def _lower_range(state: Any, iterator: Any) -> None:
     @lower("iternext", iterator)
     @iternext_impl(RefType.UNTRACKED)  # type: ignore[untyped-decorator]
     def advance(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any, result: Any) -> None:
-        here, step, left = (_field(context, builder, iterator, arguments[0], n) for n in ("iter", "step", "count"))
+        here, step, left = (field(context, builder, iterator, arguments[0], n) for n in ("iter", "step", "count"))
         count, value = builder.load(left, typ=INDEX), builder.load(here, typ=INDEX)
         builder.store(builder.sub(count, INDEX(1)), left)
         builder.store(builder.add(value, step), here)
@@ -145,7 +169,7 @@ def _view(
     """What integers and slices of step 1 choose of an array: an element, or a view."""
     of, result = signature.args[0], signature.return_type
     shape, strides = (
-        cgutils.unpack_tuple(builder, _field(context, builder, of, array, name)) for name in ("shape", "strides")
+        cgutils.unpack_tuple(builder, field(context, builder, of, array, name)) for name in ("shape", "strides")
     )
     lengths, steps, begins = [], [], []
     for kind, index, length, stride in zip(kinds, indices, shape, strides, strict=False):
@@ -153,13 +177,13 @@ def _view(
             at = context.cast(builder, index, kind, types.intp if kind.signed else types.uintp)
             begins.append(_wrapped(builder, at, length) if kind.signed else at)
             continue
-        start, stop = (_bound(builder, _field(context, builder, kind, index, n), length) for n in ("start", "stop"))
+        start, stop = (_bound(builder, field(context, builder, kind, index, n), length) for n in ("start", "stop"))
         size = builder.sub(stop, start)
         lengths.append(builder.select(builder.icmp_signed("<", size, INDEX(0)), INDEX(0), size))
         steps.append(stride)
         begins.append(start)
     lengths, steps = lengths + shape[len(begins) :], steps + strides[len(begins) :]
-    data = _field(context, builder, of, array, "data")
+    data = field(context, builder, of, array, "data")
     if of.layout == "C":  # in elements, so that LLVM sees that neighbours are neighbours
         at = begins[0]
         for begin, length in zip(begins[1:] + [INDEX(0)] * (of.ndim - len(begins)), shape[1:], strict=True):
@@ -170,12 +194,18 @@ def _view(
             data = builder.bitcast(moved(builder, data, builder.mul(begin, stride), BYTE), data.type)
     if not isinstance(result, types.Array):
         return arrayobj.load_item(context, builder, of, data)
-    items = INDEX(1)
-    for length in lengths:
-        items = builder.mul(items, length)
-    kept = {name: _field(context, builder, of, array, name) for name in ("meminfo", "parent", "itemsize")}
-    shape, strides = (cgutils.pack_array(builder, numbers) for numbers in (lengths, steps))
-    return _struct(context, builder, result, data=data, shape=shape, strides=strides, nitems=items, **kept)
+    return array_of(context, builder, result, data, lengths, steps)
+
+
+@lower(slice, types.VarArg(types.Any))
+def _slice(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+    if signature.return_type.has_step or len(arguments) == 1:
+        return slicing.slice_constructor_impl(context, builder, signature, arguments)
+    start, stop = (
+        default if kind is types.none else argument
+        for kind, argument, default in zip(signature.args, arguments, (INDEX(0), _MOST), strict=True)
+    )
+    return _struct(context, builder, signature.return_type, start=start, stop=stop, step=INDEX(1))
 
 
 def _is_plain(of: Any, kinds: Any) -> bool:
@@ -202,10 +232,19 @@ def _getitem_of_tuple(context: Any, builder: ir.IRBuilder, signature: Any, argum
     return _view(context, builder, signature, arguments[0], kind.types, indices)
 
 
+@registry.lower_getattr_generic(types.Record)
+def _field_of_record(context: Any, builder: ir.IRBuilder, record: Any, value: ir.Value, name: str) -> ir.Value:
+    kind = record.typeof(name)
+    if not isinstance(kind, types.NestedArray):
+        return arrayobj.record_getattr(context, builder, record, value, name)
+    numbers = ([INDEX(number) for number in axes] for axes in (kind.shape, kind.strides))
+    return array_of(context, builder, kind, moved(builder, value, record.offset(name), BYTE), *numbers)
+
+
 @lower("static_getitem", types.NestedArray, types.IntegerLiteral)
 def _field_item(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
     of, index = signature.args
     if of.ndim != 1 or not 0 <= index.literal_value < of.shape[0]:
         raise NotImplementedError(f"{of}[{index}]")
-    data = _field(context, builder, of, arguments[0], "data")
+    data = field(context, builder, of, arguments[0], "data")
     return arrayobj.load_item(context, builder, of, builder.gep(data, [INDEX(index.literal_value)]))

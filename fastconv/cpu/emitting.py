@@ -9,6 +9,7 @@ from typing import Any
 from llvmlite import ir
 
 BYTE, LANE, INDEX, POINTER = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.PointerType()
+NOTHING = ir.VoidType()
 
 
 def itemsize(number: ir.Type) -> int:
@@ -16,11 +17,13 @@ def itemsize(number: ir.Type) -> int:
     return number.width // 8 if isinstance(number, ir.IntType) else 4 if number == ir.FloatType() else 8
 
 
-def define(module: ir.Module, name: str, arguments: list[ir.Type]) -> tuple[ir.Function, bool]:
-    """A function of a module that returns nothing, and whether it is there already."""
+def define(
+    module: ir.Module, name: str, arguments: list[ir.Type], result: ir.Type = NOTHING
+) -> tuple[ir.Function, bool]:  # fmt: skip
+    """A function of a module, and whether it is there already."""
     if name in module.globals:
         return module.globals[name], True
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
+    function = ir.Function(module, ir.FunctionType(result, arguments), name)
     function.linkage = "internal"
     function.attributes.add("noinline")  # inlined, its addresses would be kept through all loops around it
     return function, False
@@ -31,9 +34,14 @@ def moved(builder: ir.IRBuilder, pointer: ir.Value, amount: ir.Value | int, unit
     return builder.gep(pointer, [INDEX(amount) if isinstance(amount, int) else amount], source_etype=unit)
 
 
+def field(context: Any, builder: ir.IRBuilder, kind: Any, value: ir.Value, name: str) -> ir.Value:
+    """A field of what Numba keeps as a structure: an array, a range, a slice."""
+    return builder.extract_value(value, context.data_model_manager[kind].get_field_position(name))
+
+
 def data_of(context: Any, builder: ir.IRBuilder, kind: Any, array: ir.Value, unit: Any, at: Any) -> Any:
     """The address of an array's data, so many units further on."""
-    return moved(builder, context.make_array(kind)(context, builder, array).data, at, unit)
+    return moved(builder, field(context, builder, kind, array, "data"), at, unit)
 
 
 @contextmanager
@@ -52,7 +60,9 @@ def counted(builder: ir.IRBuilder, start: ir.Value, stop: ir.Value, step: int = 
     back = builder.branch(test)
     module = builder.module
     off = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
-    back.set_metadata("llvm.loop", module.add_metadata([off]))
+    about = module.add_metadata([off])
+    about.operands = about, off  # LLVM heeds only what names itself first
+    back.set_metadata("llvm.loop", about)
     builder.position_at_end(done)
 
 

@@ -150,8 +150,8 @@ def sum_of_products(
     vector = next(iter(start.values())).type
     number, align = vector.element, itemsize(vector.element)
     held = {at: cgutils.alloca_once_value(builder, value) for at, value in start.items()}  # LLVM: in registers
-    with cgutils.for_range(builder, taps, intp=INDEX) as loop:
-        scalars, vectors = operands(loop.index)
+    with counted(builder, INDEX(0), taps) as t:
+        scalars, vectors = operands(t)
         values = [builder.load(place, align=align, typ=vector) for place in vectors]
         for i, place in enumerate(scalars):
             spread = vector_of(builder, builder.load(place, typ=number), vector.count)

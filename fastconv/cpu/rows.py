@@ -15,7 +15,7 @@ from llvmlite import ir
 
 from fastconv.cpu.copying import SPLITS, split_planes
 from fastconv.cpu.elements import CLIP, activate, clip, load, resolve, store
-from fastconv.cpu.emitting import INDEX, POINTER, counted, data_of, define, itemsize, moved, vector_of
+from fastconv.cpu.emitting import INDEX, POINTER, addresses, counted, data_of, define, itemsize, moved, vector_of
 from fastconv.cpu.jit import generic, inline, intrinsic
 from fastconv.cpu.transpose import transpose_plane
 from fastconv.machine import vector_bytes
@@ -65,7 +65,7 @@ def halves(lanes: int) -> list[int]:
 def _move(typing_context, source, first, added, low, high, target, length):  # type: ignore[no-untyped-def]
     """``target[i] = clip(source[first + i] + added, low, high)`` for `length` real numbers without gaps between them.
 
-    None for `added`, or for both `low` and `high`, leaves that out.
+    None for `added`, `low` and `high` makes it a copy.
     """
     from numba import types
 
@@ -73,27 +73,22 @@ def _move(typing_context, source, first, added, low, high, target, length):  # t
     itemsize = np.dtype(str(source.dtype)).itemsize
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        source_array, target_array = (
-            context.make_array(signature.args[k])(context, builder, arguments[k]) for k in (0, 5)
-        )
-        begin = builder.gep(source_array.data, [arguments[1]])
+        number, address = context.get_data_type(source.dtype), addresses(context, builder, signature, arguments)
+        begin, to = address(0, arguments[1]), address(5)
         floating = isinstance(source.dtype, types.Float)
         add = builder.fadd if floating else builder.add
         less = builder.fcmp_ordered if floating else builder.icmp_signed
 
         def body(at: ir.Value, width: int) -> None:
-            def place(data: ir.Value) -> ir.Value:
-                vector = ir.VectorType(context.get_data_type(source.dtype), width)
-                return builder.bitcast(builder.gep(data, [at]), vector.as_pointer())
-
-            value = builder.load(place(begin), align=itemsize)
+            vector = ir.VectorType(number, width)
+            value = builder.load(moved(builder, begin, at, number), align=itemsize, typ=vector)
             if not isinstance(added, types.NoneType):
                 value = add(value, vector_of(builder, arguments[2], width))
-            if not isinstance(low, types.NoneType):
                 least, most = (vector_of(builder, arguments[k], width) for k in (3, 4))
                 value = builder.select(less("<", value, least), least, value)  # comparisons so that NaN passes
                 value = builder.select(less(">", value, most), most, value)
-            builder.store(value, place(target_array.data), align=itemsize)
+            place = builder.bitcast(moved(builder, to, at, number), vector.as_pointer())
+            builder.store(value, place, align=itemsize)
 
         each_vector(builder, arguments[6], body, halves(vector_bytes() // itemsize))
         return context.get_dummy_value()
@@ -289,12 +284,14 @@ def _write_run(sums: Any, added: Any, clipped: Any, parameters: Any, half: Any, 
     from numba import types
 
     if row.dtype == sums.dtype and not isinstance(row.dtype, types.Complex):
+        real = isinstance(sums.dtype, types.Float)
+        least, most = (-np.inf, np.inf) if real else (sums.dtype.minval, sums.dtype.maxval)
 
         def move(sums, added, clipped, parameters, half, row):  # type: ignore[no-untyped-def]
+            low, high = sums.dtype.type(least), sums.dtype.type(most)
             if clipped:
-                _move(sums, 0, added, parameters[0], parameters[1], row, sums.shape[0])
-            else:
-                _move(sums, 0, added, None, None, row, sums.shape[0])
+                low, high = parameters[0], parameters[1]
+            _move(sums, 0, added, low, high, row, sums.shape[0])
 
         return move
 

@@ -30,13 +30,14 @@ PROBLEMS = [
     ConvProblem.forward(2, (1, 18, 9, 40), (18, 1, 3, 3), groups=18, padding=1),
     ConvProblem.transposed(1, (2, 7, 30), (7, 9, 4), stride=2, padding=1),
     ConvProblem.forward(1, (1, 3, 700), (4, 3, 129), padding=64),
+    ConvProblem.forward(2, (1, 5, 13, 11), (19, 5, 3, 3), padding=1, dtype="int8"),
 ]
 done = 0
 for problem in PROBLEMS:
     operands = make_operands(problem)
     for algorithm in algorithms("cpu"):
         if algorithm.why_not(problem) is None:
-            out = np.empty(problem.result_shape, np.float32)
+            out = np.empty(problem.result_shape, problem.result_dtype)
             algorithm.apply(problem, *operands[:2], out, *operands[2:])
             assert_kept(algorithm, problem, out, *operands)
             done += 1

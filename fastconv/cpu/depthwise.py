@@ -20,6 +20,7 @@ order (channel, kd, kh, kw), however the work is cut.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache, lru_cache
@@ -117,10 +118,14 @@ def _outputs_as_groups(a: Any) -> Any:
 
 def _work(problem: ConvProblem) -> Iterable[Work]:
     pixels = _pixels(problem)
-    contiguous = problem.dtype == problem.accumulator_dtype and pixels == problem.channels_last
+    contiguous = pixels == problem.channels_last
+    longest = math.inf if pixels else 2  # step of what is read in vectors
+    if problem.dtype != problem.accumulator_dtype:
+        longest = 1 if "int" in problem.dtype and not pixels else 0  # LLVM widens rows of integers
+    plain = contiguous and problem.result_dtype == problem.accumulator_dtype and problem.activation.code <= CLIP
     for piece, cut in zip(lower(problem), _cuts(problem), strict=True):
-        in_vectors = contiguous and piece.padding_mode == "zeros" and (pixels or piece.stride[2] <= 2)
-        in_place = contiguous and not (problem.residual or cut.through_scratch) and problem.activation.code <= CLIP
+        in_vectors = contiguous and piece.padding_mode == "zeros" and piece.stride[2] <= longest
+        in_place = plain and not (problem.residual or cut.through_scratch)
         in_place = in_place and (pixels or piece.targets[2].step in (None, 1, *SPLITS))
         results = piece.batch * piece.groups * piece.out_channels * piece.positions
         counts = cut.counted | {

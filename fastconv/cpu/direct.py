@@ -290,7 +290,7 @@ class _Cut:
         self.in_runs = c.stride[2] == 1 or line.parts[1] in SPLITS
         sums = line.rows * padded(columns, accumulator.itemsize) if self.at_once else pitch  # idle ones included
         self.counts = {
-            "product": spatial * sums * c.out_channels * c.reduction,
+            "integer product" if accumulator.kind == "i" else "product": spatial * sums * c.out_channels * c.reduction,
             "tile": spatial * -(-pitch // strip) * -(-c.out_channels // self.tile) * -(-all_lines // lines),
             "staged": (staged := (spatial if self.at_once else self.tasks) * all_lines * line.staged),
             "row": staged / line.period / (line.parts[1] if self.in_runs else 1),
@@ -397,9 +397,11 @@ class Direct(CpuAlgorithm):
     running = CostModel(
         _work,
         {
-            "product": 2.3e-11, "tile": 5.9e-8, "staged": 1.5e-10, "row": 4e-8, "result": 1e-10, "scattered": 1.1e-9,
+            "product": 2.3e-11, "integer product": 4.6e-11, "tile": 5.9e-8, "staged": 1.5e-10, "row": 4e-8,
+            "result": 1e-10, "scattered": 1.1e-9,
             "task": 2.1e-7, "call": 1.3e-5,
         },
+        frozenset({"product", "integer product"}),
     )  # fmt: skip
     packing = CostModel(_packing, {"gathered": 2.8e-9, "arranged": 1.2e-9, "call": 9.5e-6})
 

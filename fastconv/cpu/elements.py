@@ -105,6 +105,16 @@ def store(array: Any, index: Any, value: Any, half: Any) -> Any:
 
 
 @generic
+def extremes(array: Any) -> Any:
+    """The least and the greatest number of an array's dtype."""
+    from numba import types
+
+    number = array.dtype
+    low, high = (number.minval, number.maxval) if isinstance(number, types.Integer) else (-math.inf, math.inf)
+    return lambda array: (array.dtype.type(low), array.dtype.type(high))
+
+
+@generic
 def clip(value: Any, parameters: Any) -> Any:
     """Limit an accumulator to the range between two parameters."""
     from numba import types

@@ -20,6 +20,9 @@ go across here too: planes are transposed as they are staged, and sums as they a
         for a tile of outputs, or for some panels:                 weights or panels of the block in L1
             for rows of pixels, or of outputs:                     sums in registers, all taps of the block
 
+Integers of 8 and 16 bits are widened and multiplied two channels at a time (`pairs`): to this file they are problems of
+half the channels, whose elements are words.
+
 Sums go to scratch memory between blocks; the last block writes results of the sums' dtype straight to their place,
 clipped. Others are written from scratch memory, with residual and activation. The products of an output are added to
 its bias in the order of (channel, kd, kh, kw), however the work is cut.
@@ -30,6 +33,7 @@ de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34(3), 2
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from functools import cache
 from typing import Any, NamedTuple
@@ -40,10 +44,11 @@ from fastconv.arrays import named_dtype
 from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.copying import prefetch
 from fastconv.cpu.costs import CostModel, Work
-from fastconv.cpu.elements import CLIP
+from fastconv.cpu.elements import CLIP, extremes
 from fastconv.cpu.implicit_gemm_cut import BLOCKING, Cut
 from fastconv.cpu.jit import TaskKernel, array, inline, integer, records
 from fastconv.cpu.microkernel import TILE_VECTORS, complete_pixels
+from fastconv.cpu.pairs import SMALL, WORD, images_at_once, pair, paired, word_bytes
 from fastconv.cpu.panels import flat_memory, pack_panels
 from fastconv.cpu.parallel import CACHE_LINE
 from fastconv.cpu.plan import PiecewisePlan
@@ -54,7 +59,7 @@ from fastconv.cpu.weight_tiles import WeightTiles
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.problem import ConvProblem
 from fastconv.registry import Plan, register
-from fastconv.settings import get_num_threads
+from fastconv.settings import USUAL_WORKSPACE, get_num_threads
 
 
 class _Task(NamedTuple):
@@ -102,17 +107,16 @@ def _implicit_gemm(  # type: ignore[no-untyped-def]
     """
     geo, block = geometry[0], blocking[0]
     # The scratch memory: what is staged; panels; sums, row by row; where sums start; sums transposed for writing.
-    staged, panels = scratch[: block.staged], scratch[block.staged : block.staged + block.panels]
+    operands = scratch.view(weights.dtype)
+    staged, panels = operands[: block.staged], operands[block.staged : block.staged + block.panels]
     memory = scratch[block.staged + block.panels :]
     start = memory[block.sums : block.sums + block.start]
     start[:] = 0
-    lines, results = flat_memory(x, memory) if in_place else staged, flat_memory(y, memory)
+    lines, results = flat_memory(x, staged) if in_place else staged, flat_memory(y, memory)
     step_o, step_h, step_w = y.strides[2] // y.itemsize, y.strides[4] // y.itemsize, y.strides[5] // y.itemsize
-    lowest = highest = memory.dtype.type(0)
-    if block.real:
-        lowest, highest = memory.dtype.type(-np.inf), memory.dtype.type(np.inf)
+    lowest, highest = extremes(memory)
     # Results whose sums need nothing more are written as they are.
-    unlimited = block.real != 0 and activation <= CLIP and residual.shape[0] == 0 and y.itemsize == memory.itemsize
+    unlimited = activation <= CLIP and residual.shape[0] == 0 and y.itemsize == memory.itemsize
 
     for number in range(first, last):
         task = _locate(number, geo, block)
@@ -190,7 +194,7 @@ def _multiply(  # type: ignore[no-untyped-def]
     """Add the products of some input channels to the sums of a task, tile by tile."""
     lanes, volume = block.lanes, geo.kernel[0] * geo.kernel[1] * geo.kernel[2]
     taps, pixels = inputs * volume, (task.rows - 1) * block.columns + task.columns
-    flat = flat_memory(weights, memory)
+    flat = flat_memory(weights, panels)
     if block.across_pixels:
         across, along, numbers, vectors = pixels, task.channels, flat, panels
         widest = min(block.tile[1], pixels // lanes * lanes) if direct else block.tile[1]
@@ -280,22 +284,24 @@ _kernel = TaskKernel(_implicit_gemm)
 
 
 @cache
-def _compiled(dtype_name: str, result_name: str, accumulator_name: str) -> Any:
-    dtype, result, accumulator = map(named_dtype, (dtype_name, result_name, accumulator_name))
+def _compiled(dtype_name: str, weight_name: str, result_name: str, accumulator_name: str) -> Any:
+    names = dtype_name, weight_name, result_name, accumulator_name
+    dtype, weight, result, accumulator = map(named_dtype, names)
     vector = array(accumulator, 1, contiguous=True)
     table = array(np.dtype(np.int64), 1, contiguous=True)
     return _kernel.compile(
-        array(dtype, 6), array(accumulator, 6), array(result, 6, readonly=False), vector, array(result, 6),
+        array(dtype, 6), array(weight, 6), array(result, 6, readonly=False), vector, array(result, 6),
         records(GEOMETRY), records(BLOCKING), integer, table, table, table, table, integer, integer, vector,
         array(accumulator, 1, contiguous=True, readonly=False),
     )  # fmt: skip
 
 
 class _ImplicitGemmPlan(PiecewisePlan):
-    def __init__(self, problem: ConvProblem) -> None:
+    def __init__(self, problem: ConvProblem, operand: str = "") -> None:
         super().__init__(problem, lambda piece: Cut(piece, problem))
         self.pack_key = self.pack_key, any(cut.across_pixels for cut in self._cuts)
-        self._kernel = _compiled(problem.dtype, problem.result_dtype, problem.accumulator_dtype)
+        dtype, weight = problem.dtype, problem.accumulator_dtype
+        self._kernel = _compiled(operand or dtype, operand or weight, problem.result_dtype, problem.accumulator_dtype)
         # Numbers are taken from a weight as it lies.
         self._arrange = None if self.pack_key[1] else WeightTiles(problem)
 
@@ -309,15 +315,42 @@ class _ImplicitGemmPlan(PiecewisePlan):
     def _run_piece(self, piece: Correlation, cut: Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
         in_place, places, offsets = cut.tables(x.strides, x.itemsize)
         at = cut.weight_tables(weights.strides, weights.itemsize) if cut.across_pixels else (places, offsets)
-        self._kernel(cut.tasks, piece.macs, cut.scratch, x, weights, y, bias, residual, piece.geometry, cut.blocking,
+        tasks = cut.tasks * x.shape[0] // max(piece.batch, 1)
+        self._kernel(tasks, piece.macs, cut.scratch, x, weights, y, bias, residual, piece.geometry, cut.blocking,
                      in_place, places, offsets, *at, self._half, *self._activation)  # fmt: skip
 
 
+class _PairsPlan(_ImplicitGemmPlan):
+    """The plan for small integers: half the channels, each of words, made of some images at a time."""
+
+    def __init__(self, problem: ConvProblem, workspace_limit: int) -> None:
+        super().__init__(paired(problem), WORD.name)
+        self._limit = workspace_limit
+
+    def pack(self, w: Any) -> Any:
+        return [weights.view(WORD) for weights in super().pack(pair(w).view(self._accumulator))]
+
+    def _run_piece(self, piece: Correlation, cut: Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
+        images = images_at_once(piece, self._limit)
+        for n in range(0, piece.batch, images):
+            some = slice(n, n + images)
+            super()._run_piece(piece, cut, weights, pair(x[some]), y[some], bias, residual[some])
+
+
 def _work(problem: ConvProblem) -> Iterable[Work]:
-    return (Cut(piece.flat or piece, problem).work for piece in lower(problem))
+    words = problem.dtype in SMALL
+    product = "word product" if words else "integer product" if "int" in problem.dtype else "product"
+    computed = paired(problem) if words else problem
+    for piece in lower(computed):
+        tasks, counts = Cut(piece.flat or piece, computed).work
+        widened = piece.batch * word_bytes(piece) // WORD.itemsize if words else 0
+        yield Work(tasks, {product if kind == "product" else kind: n for kind, n in counts.items()} | {"word": widened})
 
 
 def _packing(problem: ConvProblem) -> Iterable[Work]:
+    if problem.dtype in SMALL:
+        problem = paired(problem)
+        yield Work(1, {"word": math.prod(problem.operand_shapes[1])})
     pieces = lower(problem)
     if any(Cut(piece, problem).across_pixels for piece in pieces):
         return  # numbers are taken from the weight as it lies
@@ -334,24 +367,35 @@ class ImplicitGemm(CpuAlgorithm):
     running = CostModel(
         _work,
         {
-            "product": 2e-11, "tile": 1.8e-8, "staged": 2.9e-10, "run": 2.3e-9, "packed": 8e-11, "gathered": 3e-10,
-            "transposed": 2.5e-10, "row": 2.6e-9, "weight": 1.7e-10, "task": 8.4e-8, "call": 1e-5,
+            "product": 2e-11, "integer product": 2.7e-11, "word product": 2.5e-11, "word": 1.4e-10, "tile": 1.8e-8,
+            "staged": 2.9e-10, "run": 2.3e-9, "packed": 8e-11, "gathered": 3e-10, "transposed": 2.5e-10,
+            "row": 2.6e-9, "weight": 1.7e-10, "task": 8.4e-8, "call": 1e-5,
         },
+        frozenset({"product", "integer product", "word product"}),
     )  # fmt: skip
-    packing = CostModel(_packing, {"arranged": 4.5e-10, "arranging": 1.3e-5, "call": 2e-6})
+    packing = CostModel(_packing, {"word": 2.4e-9, "arranged": 4.5e-10, "arranging": 1.3e-5, "call": 2e-6})
 
     def why_not(self, problem: ConvProblem) -> str | None:
         if problem.dtype.startswith("complex"):
             return "its register tile multiplies real numbers"
+        if problem.dtype in SMALL:
+            words = max(map(word_bytes, lower(paired(problem))), default=0)
+            if words > USUAL_WORKSPACE:
+                return f"an image in words takes {words >> 20} MiB, more than {USUAL_WORKSPACE >> 20} MiB"
         return None
 
     def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:
-        accumulator = named_dtype(problem.accumulator_dtype)
-        cuts = [Cut(piece.flat or piece, problem) for piece in lower(problem)]
-        return max((cut.scratch for cut in cuts), default=0) * accumulator.itemsize * get_num_threads()
+        words = problem.dtype in SMALL
+        computed = paired(problem) if words else problem
+        accumulator, needed = named_dtype(computed.accumulator_dtype), [0]
+        for piece in lower(computed):
+            scratch = Cut(piece.flat or piece, computed).scratch * accumulator.itemsize * get_num_threads()
+            widened = images_at_once(piece, workspace_limit) * word_bytes(piece) if words else 0
+            needed.append(scratch + widened)
+        return max(needed)
 
     def plan(self, problem: ConvProblem, workspace_limit: int) -> Plan:
-        return _ImplicitGemmPlan(problem)
+        return _PairsPlan(problem, workspace_limit) if problem.dtype in SMALL else _ImplicitGemmPlan(problem)
 
 
 register(ImplicitGemm())

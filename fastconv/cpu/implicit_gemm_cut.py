@@ -34,11 +34,10 @@ _PACKED, _GATHERED, _TURNED, _STAGED = 0.5, 2.0, 2.0, 1.0
 #: How a correlation is cut: tasks of `rows` by `columns` pixels and `channels` outputs, `blocks` of them along
 #: channels, height and width; `inputs` channels are multiplied in one go. A tile takes `tile` rows of numbers and
 #: columns of vectors, a `group` of them side by side; `lanes` are those of a vector. Scratch memory holds `staged`
-#: elements; `panels`, those of a group; `sums`, in rows a `pitch` apart; `start`, what they start from. `real` says
-#: whether they are real numbers.
+#: elements; `panels`, those of a group; `sums`, in rows a `pitch` apart; `start`, what they start from.
 BLOCKING = np.dtype(
     [(name, np.int64) for name in ("rows", "columns", "channels", "inputs", "across_pixels", "channels_last")]
-    + [(name, np.int64) for name in ("lanes", "real", "staged", "group", "panels", "pitch", "sums", "start")]
+    + [(name, np.int64) for name in ("lanes", "staged", "group", "panels", "pitch", "sums", "start")]
     + [("tile", np.int64, (2,)), ("blocks", np.int64, (3,)), ("staging", STAGING)]
 )
 
@@ -76,7 +75,6 @@ class Cut:
         block["rows"], block["columns"], block["channels"], block["inputs"] = rows, columns, channels, inputs
         block["blocks"] = blocks = -(-c.out_channels // channels), -(-height // rows), -(-width // columns)
         block["across_pixels"], block["channels_last"] = across_pixels, channels_last
-        block["real"] = accumulator.kind == "f"
         block["lanes"], block["tile"] = self.lanes, (tile_pixels(), self.tile)
         block["staging"], block["staged"] = staging.how, staging.elements
         self.tasks = spatial * blocks[0]

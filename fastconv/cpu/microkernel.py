@@ -23,6 +23,7 @@ from llvmlite import ir
 
 from fastconv.cpu.emitting import (
     INDEX,
+    LANE,
     POINTER,
     addresses,
     call_chosen,
@@ -41,6 +42,9 @@ TILE_VECTORS = 2
 
 _FEW_PIXELS = 2  # of a tile that is bound by how fast its weights come, which it uses so often
 _AHEAD = 2048  # bytes: how far ahead it asks for them
+
+#: Emits ``a * b + c`` of vectors.
+Combine = Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value], ir.Value]
 
 
 @cache
@@ -138,11 +142,31 @@ def _emit_tile(
         builder.store(total, places[at], align=align)
 
 
+def multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+    """``a * b + c`` of vectors; integers wrap round."""
+    if isinstance(a.type.element, ir.IntType):
+        return builder.add(builder.mul(a, b), c)
+    contract = ("contract",)  # so that the two become one fused instruction where the CPU has it
+    return builder.fadd(builder.fmul(a, b, flags=contract), c, flags=contract)
+
+
+def multiply_add_pairs(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+    """The same where each word of `a` and `b` is a pair of int16: LLVM knows what the CPU has for this."""
+    number, lanes = c.type.element, c.type.count
+    halves, wide = (ir.VectorType(kind, 2 * lanes) for kind in (ir.IntType(number.width // 2), number))
+    products = builder.mul(*(builder.sext(builder.bitcast(value, halves), wide) for value in (a, b)))
+    for half in (0, 1):
+        places = ir.Constant(ir.VectorType(LANE, lanes), [2 * lane + half for lane in range(lanes)])
+        c = builder.add(c, builder.shuffle_vector(products, products, places))
+    return c
+
+
 def sum_of_products(
     builder: ir.IRBuilder,
     taps: ir.Value,
     start: dict[tuple[int, int], ir.Value],
     operands: Callable[[ir.Value], tuple[list[ir.Value], list[ir.Value]]],
+    combine: Combine = multiply_add,
 ) -> dict[tuple[int, int], ir.Value]:
     """Sums ``start[i, v] + sum over t < taps of scalar[i] * vector[v]``, where `operands(t)` says where those lie."""
     from numba.core import cgutils
@@ -157,15 +181,8 @@ def sum_of_products(
             spread = vector_of(builder, builder.load(place, typ=number), vector.count)
             for v, value in enumerate(values):
                 before = builder.load(held[i, v], typ=vector)
-                builder.store(multiply_add(builder, value, spread, before), held[i, v])
+                builder.store(combine(builder, value, spread, before), held[i, v])
     return {at: builder.load(held[at], typ=vector) for at in start}
-
-
-def multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
-    if isinstance(a.type.element, ir.IntType):
-        return builder.add(builder.mul(a, b), c)
-    contract = ("contract",)  # so that the two become one fused instruction where the CPU has it
-    return builder.fadd(builder.fmul(a, b, flags=contract), c, flags=contract)
 
 
 @intrinsic
@@ -191,7 +208,7 @@ def multiply_tile(  # type: ignore[no-untyped-def]
 
 
 def _define_pixels(
-    module: ir.Module, number: ir.Type, lanes: int, pixels: int, vectors: int, complete: bool
+    module: ir.Module, number: ir.Type, lanes: int, pixels: int, vectors: int, complete: bool, combine: Combine
 ) -> ir.Function:
     """The function for one shape of tile.
 
@@ -200,7 +217,8 @@ def _define_pixels(
     """
     kinds = [POINTER, INDEX, POINTER, INDEX, POINTER, POINTER, POINTER, INDEX, POINTER]
     kinds += [INDEX, INDEX, INDEX, number, number] if complete else []
-    function, there = define(module, f"fastconv_pixels_{number}_{lanes}_{pixels}_{vectors}_{complete}", kinds)
+    name = f"fastconv_pixels_{number}_{lanes}_{pixels}_{vectors}_{complete}_{combine.__name__}"
+    function, there = define(module, name, kinds)
     if there:
         return function
     builder = ir.IRBuilder(function.append_basic_block())
@@ -212,7 +230,7 @@ def _define_pixels(
     ]
     if not complete:
         ends = sums, pitch, start, start_pitch, INDEX(lanes)
-        _emit_pixels(builder, ends, bases, offsets, taps, weights, vector, vectors, [])
+        _emit_pixels(builder, ends, bases, offsets, taps, weights, vector, vectors, [], combine)
         builder.ret_void()
         return function
     start_step, start_column, tiles, *limits = others
@@ -223,14 +241,14 @@ def _define_pixels(
             moved(builder, start, builder.mul(at, start_column), number), start_pitch, start_step,
         )  # fmt: skip
         row = moved(builder, weights, builder.mul(at, taps), number)
-        _emit_pixels(builder, ends, bases, offsets, taps, row, vector, vectors, limits)
+        _emit_pixels(builder, ends, bases, offsets, taps, row, vector, vectors, limits, combine)
     builder.ret_void()
     return function
 
 
 def _emit_pixels(
     builder: ir.IRBuilder, ends: tuple[ir.Value, ...], bases: list[ir.Value], offsets: ir.Value, taps: ir.Value,
-    weights: ir.Value, vector: ir.Type, vectors: int, limits: list[ir.Value],
+    weights: ir.Value, vector: ir.Type, vectors: int, limits: list[ir.Value], combine: Combine,
 ) -> None:  # fmt: skip
     """One tile: of the pixels that see the lines from `bases` on, through all taps."""
     sums, pitch, start, start_pitch, start_step = ends
@@ -257,17 +275,18 @@ def _emit_pixels(
     }
     for p in range(len(bases) if limits else 0):  # sums may go to memory that is in no cache
         emit_prefetch(builder, place(sums, pitch, INDEX(lanes), p, 0), write=True)
-    for (p, v), total in sum_of_products(builder, taps, first, operands).items():
+    for (p, v), total in sum_of_products(builder, taps, first, operands, combine).items():
         builder.store(_clipped(builder, total, limits), place(sums, pitch, INDEX(lanes), p, v), align=align)
 
 
 def _clipped(builder: ir.IRBuilder, total: ir.Value, limits: list[ir.Value]) -> ir.Value:
-    """A vector of real numbers between the limits; where there are none, or it is one of integers, as it is."""
-    if not limits or isinstance(total.type.element, ir.IntType):
+    """A vector of numbers between the limits; where there are none, as it is."""
+    if not limits:
         return total
     least, most = (vector_of(builder, limit, total.type.count) for limit in limits)
-    total = builder.select(builder.fcmp_ordered("<", total, least), least, total)  # so that NaN passes
-    return builder.select(builder.fcmp_ordered(">", total, most), most, total)
+    compare = builder.icmp_signed if isinstance(total.type.element, ir.IntType) else builder.fcmp_ordered
+    total = builder.select(compare("<", total, least), least, total)  # so that NaN passes
+    return builder.select(compare(">", total, most), most, total)
 
 
 @intrinsic
@@ -291,7 +310,7 @@ def multiply_pixels(  # type: ignore[no-untyped-def]
         pointer = addresses(context, builder, signature, arguments)
         passed = (pointer(0, arguments[1]), arguments[2], pointer(0, arguments[3]), arguments[4], pointer(5),
                   pointer(6, arguments[7]), pointer(8), arguments[9], pointer(10, arguments[11]))  # fmt: skip
-        _call_pixels(builder, context.get_value_type(memory.dtype), arguments[12:], passed, complete=False)
+        _call_pixels(builder, context.get_value_type(memory.dtype), arguments[12:], passed, False, multiply_add)
         return context.get_dummy_value()
 
     return signature, generate
@@ -302,10 +321,11 @@ def complete_pixels(  # type: ignore[no-untyped-def]
     typing_context, sums, sums_at, pitch, start, start_at, start_pitch, start_step, start_column, lines, lines_at,
     places, places_at, offsets, taps, weights, weights_at, pixels, vectors, tiles, least, most,
 ):  # fmt: skip
-    """As :func:`multiply_pixels`, of several tiles side by side, and real sums are clipped.
+    """As :func:`multiply_pixels`, of several tiles side by side, and sums are clipped.
 
     The start's vectors lie a `start_step` apart, and what its columns lie apart for the tiles is `start_column`. The
-    weights of a tile follow those of the one before.
+    weights of a tile follow those of the one before. Lines and weights of another dtype than the sums' are words, each
+    a pair of int16.
     """
     from numba import types
 
@@ -319,18 +339,21 @@ def complete_pixels(  # type: ignore[no-untyped-def]
         passed = (pointer(0, arguments[1]), arguments[2], pointer(3, arguments[4]), arguments[5],
                   pointer(8, arguments[9]), pointer(10, arguments[11]), pointer(12), arguments[13],
                   pointer(14, arguments[15]), *arguments[6:8], *arguments[18:])  # fmt: skip
-        _call_pixels(builder, context.get_value_type(sums.dtype), arguments[16:18], passed, complete=True)
+        combine = multiply_add if lines.dtype == sums.dtype else multiply_add_pairs
+        _call_pixels(builder, context.get_value_type(sums.dtype), arguments[16:18], passed, True, combine)
         return context.get_dummy_value()
 
     return signature, generate
 
 
-def _call_pixels(builder: ir.IRBuilder, number: ir.Type, shape: Any, passed: Any, complete: bool) -> None:
+def _call_pixels(
+    builder: ir.IRBuilder, number: ir.Type, shape: Any, passed: Any, complete: bool, combine: Combine
+) -> None:
     """Call the function for the shape of tile at hand: pixels, vectors."""
     pixels, vectors = shape
     lanes = vector_bytes() // itemsize(number)
     tiles = {
-        v * (tile_pixels() + 1) + p: _define_pixels(builder.module, number, lanes, p, v, complete)
+        v * (tile_pixels() + 1) + p: _define_pixels(builder.module, number, lanes, p, v, complete, combine)
         for v in range(1, TILE_VECTORS + 1)
         for p in range(1, tile_pixels() + 1)
     }

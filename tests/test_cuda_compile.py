@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastconv import compilation
-from fastconv.gpu import cubins, implicit_gemm_hopper
+from fastconv.gpu import implicit_gemm_hopper
 from fastconv.gpu.runtime import KernelSpec
 from fastconv.gpu.source import program
 
@@ -118,21 +118,3 @@ def test_without_nvrtc_the_extra_is_named(monkeypatch):
 def test_kernels_are_listed_without_importing_cupy():
     code = "import sys; from fastconv.compilation import programs; assert programs(); assert 'cupy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_programs_for_one_architecture_are_compiled_once(monkeypatch, tmp_path):
-    """By CuPy's own compiler, which is not asked again for what lies on the disk."""
-    pytest.importorskip("cupy")
-    monkeypatch.setenv("FASTCONV_CACHE_DIR", str(tmp_path))
-    spec = next(iter(implicit_gemm_hopper.ImplicitGemmHopper().variants()))
-    options = *spec.options, spec.architecture(spec.capability)
-    path = cubins.compiled(spec.file, options)
-    assert path.parent.parent == tmp_path
-    assert path.read_bytes().startswith(b"\x7fELF")
-    assert spec.entry.encode() in path.read_bytes()
-    written = path.stat().st_mtime_ns
-    assert cubins.compiled(spec.file, options) == path
-    assert path.stat().st_mtime_ns == written
-    with pytest.raises(RuntimeError, match=r"implicit_gemm_hopper\.cu .*-arch=sm_90: (.|\n)*not supported on .target"):
-        cubins.compiled(spec.file, (*spec.options, "-arch=sm_90"))
-    assert list(path.parent.iterdir()) == [path]

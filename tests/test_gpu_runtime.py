@@ -5,7 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fastconv import compilation
+from fastconv.gpu import cubins, implicit_gemm_hopper
 from fastconv.gpu.arguments import NO_VIEW, VIEW, record
+from fastconv.gpu.source import program
 
 cupy = pytest.importorskip("cupy")
 
@@ -21,3 +24,41 @@ def test_cupy_takes_a_record_by_value():
         launch(np.zeros(7, np.int64))
     with pytest.raises((cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError)):
         launch(record(VIEW, data=0, stride=NO_VIEW[1:]))
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("FASTCONV_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+SPEC = next(iter(implicit_gemm_hopper.ImplicitGemmHopper().variants()))
+OPTIONS = *SPEC.options, SPEC.architecture(90)
+
+
+def test_programs_are_compiled_once(cache):
+    code = cubins.cubin(SPEC.file, OPTIONS)
+    (path,) = (cache / "cubins").iterdir()
+    path.write_bytes(b"what is on the disk")
+    assert cubins.cubin(SPEC.file, OPTIONS) == b"what is on the disk"
+    assert len(code) > 1000
+
+
+def test_machine_code_is_whole(cache):
+    """As NVRTC itself gives it, but for the hash in it: CuPy leaves out the last byte."""
+    expected, _ = compilation._compile(program(SPEC.file), SPEC.file, OPTIONS)
+    code = cubins.cubin(SPEC.file, OPTIONS)
+    assert len(code) == len(expected)
+    assert code[-16:] == expected[-16:]
+
+
+def test_a_cache_that_cannot_be_written_to_is_done_without(cache):
+    cache.write_text("a file where the folder should be")
+    assert cubins.cubin(SPEC.file, OPTIONS).startswith(b"\x7fELF")
+
+
+def test_a_program_that_does_not_compile_says_why(cache):
+    options = *SPEC.options, "-arch=sm_90"
+    with pytest.raises(RuntimeError, match=r"implicit_gemm_hopper\.cu .*-arch=sm_90: (.|\n)*not supported on .target"):
+        cubins.cubin(SPEC.file, options)
+    assert not cache.exists()

@@ -16,9 +16,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from fastconv.gpu import transfers
-from fastconv.gpu.cubins import compiled
+from fastconv.gpu.cubins import cubin
 from fastconv.gpu.driver import driver
-from fastconv.gpu.source import program
 from fastconv.gpu.tensor_maps import Boxes, Pixels, encode
 from fastconv.gpu.transfers import CupyLane, Lane, Transfers
 from fastconv.problem import DTYPES
@@ -100,6 +99,9 @@ class Runtime(Protocol):
     def upload(self, array: np.ndarray[Any, Any]) -> Any:
         """A copy on the current device, complete, so that kernels on any stream may read it."""
 
+    def download(self, array: Any) -> np.ndarray[Any, Any]:
+        """A copy in host memory, complete."""
+
     def launch(self, spec: KernelSpec, grid: Dim, block: Dim, params: np.ndarray[Any, Any]) -> None:
         """Run a kernel; `params` is its only parameter, an array of one element, passed by value."""
 
@@ -114,7 +116,7 @@ T = TypeVar("T", bound=Runtime)
 
 
 class CupyRuntime:
-    """NVRTC through CuPy, which keeps what it compiled on disk; kernels run on CuPy's current device and stream."""
+    """NVRTC and driver through CuPy; kernels run on CuPy's current device and stream."""
 
     def __init__(self) -> None:
         self._threads = threading.local()  # lanes by device
@@ -151,8 +153,12 @@ class CupyRuntime:
         self.xp.cuda.get_current_stream().synchronize()
         return copy
 
+    def download(self, array: Any) -> np.ndarray[Any, Any]:
+        copy: np.ndarray[Any, Any] = array.get()
+        return copy
+
     def launch(self, spec: KernelSpec, grid: Dim, block: Dim, params: np.ndarray[Any, Any]) -> None:
-        self._kernel(spec, self.device())(grid, block, (params,), shared_mem=spec.shared_bytes)
+        self._kernel(spec, self.device())(grid, block, (params,), spec.shared_bytes)
 
     def lanes(self, count: int) -> Sequence[Lane]:
         mine: list[CupyLane] = vars(self._threads).setdefault(str(self.device()), [])
@@ -178,14 +184,13 @@ class CupyRuntime:
         import cupy
 
         only_before_capture()
-        if spec.specific:
-            module = cupy.RawModule(path=str(compiled(spec.file, (*spec.options, spec.architecture(spec.capability)))))
-        else:
-            module = cupy.RawModule(code=program(spec.file), options=spec.options)
+        architecture = spec.architecture(int(cupy.cuda.Device(device).compute_capability))
+        module = cupy.cuda.Module()
+        module.load(cubin(spec.file, (*spec.options, architecture)))
         kernel = module.get_function(spec.entry)
-
         if spec.shared_bytes > _SHARED_UNASKED:
-            kernel.max_dynamic_shared_size_bytes = spec.shared_bytes
+            most = cupy.cuda.driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            cupy.cuda.driver.funcSetAttribute(kernel.ptr, most, spec.shared_bytes)
         return kernel
 
 

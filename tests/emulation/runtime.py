@@ -88,6 +88,9 @@ class EmulatedRuntime:
     def upload(self, array: np.ndarray[Any, Any]) -> Any:
         return array
 
+    def download(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return array.copy()
+
     def lanes(self, count: int) -> list[EmulatedLane]:
         return [EmulatedLane() for _ in range(count)]
 

@@ -11,26 +11,9 @@
 // results go to memory and are added in order by `add_splits` (cuda/splits.cu).
 //
 // GROUPED: what the kernel sees as one group is several, with a block-diagonal weight; see fastconv/gpu/bundling.py.
-#include "epilogue.cuh"
-#include "gather.cuh"
+#include "implicit_gemm.cuh"
 #include "operands.cuh"
 #include "products.cuh"
-
-struct ImplicitGemm {
-    View<const STORAGE> x;
-    const STORAGE* weight;  // (G, O, K rounded up to whole steps), filled up with zeros
-    const Tap* taps;  // of channel 0, or BY_PRODUCT all products
-    Divisor channels;
-    Divisor group_channels;   // of one group, GROUPED
-    long long group_outputs;  // the same
-    View<RESULT> y;
-    Geometry geometry;
-    Epilogue epilogue;
-    long long channels_fastest;  // neighbouring threads write neighbouring channels, not positions
-    long long images_fastest;    // neighbouring positions are those of neighbouring images
-    long long splits;
-    ACCUMULATOR* partial;  // (splits, G, positions, O); null where one block has the whole sum
-};
 
 constexpr int WARP_ROWS = TILE_POSITIONS / WARP_POSITIONS, WARP_COLUMNS = TILE_CHANNELS / WARP_CHANNELS;
 constexpr int THREADS = 32 * WARP_ROWS * WARP_COLUMNS;

@@ -1,16 +1,8 @@
 // The end of a sum that several blocks have shared: their results added, always in the same order, and the epilogue.
 #include "digits.cuh"
-#include "epilogue.cuh"
+#include "implicit_gemm.cuh"
 
-struct Splits {
-    const ACCUMULATOR* partial;  // (splits, G, positions, O)
-    long long splits, images_fastest;
-    View<RESULT> y;
-    Geometry geometry;
-    Epilogue epilogue;
-};
-
-extern "C" __global__ void __launch_bounds__(256) add_splits(const Splits p) {
+extern "C" __global__ void __launch_bounds__(256) add_splits(const ImplicitGemm p) {
     const Geometry& q = p.geometry;
     const long long positions = q.batch * q.count[0] * q.count[1] * q.count[2];
     const long long total = q.groups * positions * q.out_channels, step = (long long)gridDim.x * blockDim.x;

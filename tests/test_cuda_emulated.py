@@ -331,7 +331,7 @@ RECORDS = {
     "implicit_gemm_hopper.cu": {"ImplicitGemmHopper": implicit_gemm_hopper.IMPLICIT_GEMM_HOPPER},
     "pooling.cu": {"Window": WINDOW, "Pooling": POOLING},
     "scatter.cu": {"Scatter": SCATTER},
-    "splits.cu": {"Splits": implicit_gemm.SPLITS},
+    "splits.cu": {"ImplicitGemm": implicit_gemm.IMPLICIT_GEMM},
     "tiled.cu": {"Tap": gathering.TAP, "Tiled": tiled.TILED},
     "winograd.cu": {"Winograd": winograd.WINOGRAD},
 }  # fmt: skip

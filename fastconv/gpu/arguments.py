@@ -8,6 +8,7 @@ times the launch.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any
 
@@ -34,16 +35,21 @@ def record(dtype: np.dtype[Any], **fields: Words | int) -> np.ndarray[Any, Any]:
     CuPy passes an array by value if it has one element, and asks for its address through ``__array_interface__``, which
     for a structured dtype describes every field and takes longer than the launch.
     """
+    names, pack, opaque = _layout(dtype)
     words: list[int] = []
-    for name in dtype.names or ():
+    for name in names:
         value = fields[name]
-        words += value if isinstance(value, tuple) else (value,)
-    return np.ndarray(1, _opaque(dtype.itemsize), struct.pack(f"{len(words)}q", *words))
+        if isinstance(value, tuple):
+            words += value
+        else:
+            words.append(value)
+    return np.ndarray(1, opaque, pack(*words))
 
 
 @cache
-def _opaque(itemsize: int) -> np.dtype[Any]:
-    return np.dtype((np.void, itemsize))
+def _layout(dtype: np.dtype[Any]) -> tuple[tuple[str, ...], Callable[..., bytes], np.dtype[Any]]:
+    """Fields, what packs the words of all of them, and the dtype of as many bytes."""
+    return dtype.names or (), struct.Struct(f"{dtype.itemsize // 8}q").pack, np.dtype((np.void, dtype.itemsize))
 
 
 def view(array: Any) -> Words:

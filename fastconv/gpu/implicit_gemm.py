@@ -81,16 +81,6 @@ IMPLICIT_GEMM = np.dtype(
         ("partial", np.int64),
     ]
 )
-SPLITS = np.dtype(
-    [
-        ("partial", np.int64),
-        ("splits", np.int64),
-        ("images_fastest", np.int64),
-        ("y", VIEW),
-        ("geometry", GEOMETRY),
-        ("epilogue", EPILOGUE),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -148,28 +138,24 @@ class ImplicitGemmPlan(Plan):
         bundling, problem, device = self._bundlings[index], self.problem, runtime()
         target = bundling.view(bundling.piece.target_view(y))
         added = None if residual is None else bundling.view(bundling.piece.target_view(residual))
-        fields: dict[str, Words | int] = {
-            "y": view(target),
-            "epilogue": epilogue(problem, bias, added),
-            "images_fastest": int(abs(x.strides[0]) < abs(x.strides[5])),
-            "splits": launch.splits,
-            "partial": 0,
-            **self._numbers[index],
-        }
-        if launch.splits > 1:
-            partial = device.xp.empty(launch.splits * target.size, problem.accumulator_dtype)
-            fields["partial"] = device.address(partial)
+        size, shared = launch.splits * target.size, launch.splits > 1
+        partial = device.xp.empty(size, problem.accumulator_dtype) if shared else None
         params = record(
             IMPLICIT_GEMM,
             x=view(x),
             weight=device.address(weight),
             taps=self._tables[launch.order].address(index, x),
+            y=view(target),
+            epilogue=epilogue(problem, bias, added),
             channels_fastest=channels_fastest(target),
-            **fields,
+            images_fastest=int(abs(x.strides[0]) < abs(x.strides[5])),
+            splits=launch.splits,
+            partial=0 if partial is None else device.address(partial),
+            **self._numbers[index],
         )
         device.launch(launch.spec, launch.grid, launch.block, params)
-        if launch.splits > 1:
-            launch_linear(sum_spec(problem.dtype), target.size, record(SPLITS, **fields))
+        if shared:
+            launch_linear(sum_spec(problem.dtype), target.size, params)
 
     def _choose_launch(self, index: int, strides: Words, misalignment: int, device: int) -> Launch | None:
         """The launch of a piece for an input that lies in memory like this; None where its kernel is found wrong."""

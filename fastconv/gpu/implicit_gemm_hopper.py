@@ -101,6 +101,21 @@ def _work(piece: Correlation, dtype: str, tile: Tile, processors: int) -> float:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """How a piece is launched."""
+
+    tile: Tile
+    spec: KernelSpec
+    blocks: int
+    axes: int  # of the map of its input
+
+
+def _launch(piece: Correlation, dtype: str, tile: Tile) -> Launch:
+    blocks = min(_count_tiles(piece, tile), runtime().processors())
+    return Launch(tile, _spec(dtype, tile), blocks, _axes(piece))
+
+
 def _best_tile(piece: Correlation, dtype: str, processors: int) -> Tile:
     return min(_TILES, key=lambda tile: _work(piece, dtype, tile, processors))
 
@@ -185,9 +200,14 @@ def _boxes(piece: Correlation, dtype: str, tile: Tile, address: int, stride: int
 
 def _vectors(target: Any) -> int:
     """1 if `_VECTOR` neighbouring channels of an ``(N, G, O, D, H, W)`` view can always be written at once."""
-    together = _VECTOR * target.itemsize
-    others = (*target.strides[:2], *target.strides[3:], target.shape[2] * target.itemsize, runtime().address(target))
-    return int(target.strides[2] == target.itemsize and all(number % together == 0 for number in others))
+    fit = _vectors_fit(target.strides, target.shape[2], target.itemsize)
+    return int(fit and runtime().address(target) % (_VECTOR * target.itemsize) == 0)
+
+
+@lru_cache(maxsize=1024)
+def _vectors_fit(strides: Words, channels: int, itemsize: int) -> bool:
+    rest = (*strides[:2], *strides[3:], channels * itemsize)
+    return strides[2] == itemsize and all(number % (_VECTOR * itemsize) == 0 for number in rest)
 
 
 # -- the algorithm ----------------------------------------------------------------------------------------------------
@@ -202,7 +222,7 @@ class ImplicitGemmHopperPlan(Plan):
         self._geometries = [geometry(piece) for piece in self._pieces]
         self._otherwise = ImplicitGemmPlan(problem, workspace_limit)
         self.pack_key = self._otherwise.pack_key
-        self._chosen = lru_cache(maxsize=64)(self._choose_tiles)
+        self._launches = lru_cache(maxsize=64)(self._choose_launches)
         self._maps = lru_cache(maxsize=64)(self._make_maps)
 
     def pack(self, w: Any) -> Any:
@@ -213,19 +233,19 @@ class ImplicitGemmHopperPlan(Plan):
         if not y.size:
             return
         device = runtime()
-        tiles = self._chosen(x.strides, x.shape, device.address(x) % ALIGNMENT, device.device())
-        if tiles is None:
+        launches = self._launches(x.strides, device.address(x) % ALIGNMENT, device.device())
+        if launches is None:
             self._otherwise.run(x, packed, y, bias, residual)
             return
-        for i, (tile, weight) in enumerate(zip(tiles, packed, strict=True)):
-            self.launch(tile, i, x, weight, y, bias, residual)
+        for i, (launch, weight) in enumerate(zip(launches, packed, strict=True)):
+            self.launch(launch, i, x, weight, y, bias, residual)
 
-    def launch(self, tile: Tile, index: int, x: Any, weight: Any, y: Any, bias: Any, residual: Any) -> None:
+    def launch(self, launch: Launch, index: int, x: Any, weight: Any, y: Any, bias: Any, residual: Any) -> None:
         """Compute piece `index`, which has outputs, from its packed weight."""
         piece, problem, device = self._pieces[index], self.problem, runtime()
         target = piece.target_view(y)
         x_map, weight_map = self._maps(
-            index, tile, device.address(x), x.strides, device.address(weight), weight.strides[1]
+            index, launch.tile, device.address(x), x.strides, device.address(weight), weight.strides[1]
         )
         params = record(
             IMPLICIT_GEMM_HOPPER,
@@ -234,20 +254,20 @@ class ImplicitGemmHopperPlan(Plan):
             y=view(target),
             geometry=self._geometries[index],
             epilogue=epilogue(problem, bias, None if residual is None else piece.target_view(residual)),
-            axes=_axes(piece),
+            axes=launch.axes,
             vectors=_vectors(target),
             unused=(0,) * 5,
         )
-        grid = min(_count_tiles(piece, tile), device.processors()), 1, 1
-        device.launch(_spec(problem.dtype, tile), grid, (_THREADS, 1, 1), params)
+        device.launch(launch.spec, (launch.blocks, 1, 1), (_THREADS, 1, 1), params)
 
-    def _choose_tiles(self, strides: Words, shape: Words, misalignment: int, device: int) -> tuple[Tile, ...] | None:
-        """The tile of each piece; None where the input lies so, or a kernel is found so, that it must not be used."""
-        dtype, processors = self.problem.dtype, runtime().processors()
+    def _choose_launches(self, strides: Words, misalignment: int, device: int) -> tuple[Launch, ...] | None:
+        """That of each piece; None where the input lies so, or a kernel is found so, that it must not be used."""
+        dtype, source, processors = self.problem.dtype, self._pieces[0], runtime().processors()
+        shape = source.batch, source.groups, source.in_channels, *source.size
         if misalignment or not _fits(strides, shape, _itemsize(dtype)):
             return None
-        tiles = tuple(_best_tile(piece, dtype, processors) for piece in self._pieces)
-        return tiles if all(_is_right(self.problem, tile) for tile in tiles) else None
+        launches = tuple(_launch(piece, dtype, _best_tile(piece, dtype, processors)) for piece in self._pieces)
+        return launches if all(_is_right(self.problem, launch.tile) for launch in launches) else None
 
     def _make_maps(
         self, index: int, tile: Tile, x: int, x_strides: Words, weight: int, weight_stride: int
@@ -267,12 +287,13 @@ def _is_right(problem: ConvProblem, tile: Tile) -> bool:
         2, (2, 13, 17, channels), (tile.channels + 3, channels, 3, 3), dtype=problem.dtype, padding=1,
         data_format="NHWC", precision=problem.precision,
     )  # fmt: skip
-    plan = ImplicitGemmHopperPlan(small, 0)
+    plan, (piece,) = ImplicitGemmHopperPlan(small, 0), lower(small)
+    launch = _launch(piece, small.dtype, tile)
 
     def run(x: Any, w: Any, y: Any) -> None:
-        plan.launch(tile, 0, x, plan.pack(w)[0], y, None, None)
+        plan.launch(launch, 0, x, plan.pack(w)[0], y, None, None)
 
-    return is_right(_spec(problem.dtype, tile), small, _ALGORITHM, run)
+    return is_right(launch.spec, small, _ALGORITHM, run)
 
 
 class ImplicitGemmHopper(GpuAlgorithm):

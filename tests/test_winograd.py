@@ -243,6 +243,25 @@ def test_non_finite_inputs_stay_in_their_windows(algorithm, value, dilation):
 
 
 @each_window
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_computed_again_still_have_the_residual_that_the_output_replaces(algorithm, dilation, dtype):
+    """Of several blocks of columns and of channels, the last of which are not full."""
+    p = ConvProblem.forward(
+        2, (2, 6, 11, 300), (70, 3, 3, 3), padding=dilation, dilation=dilation, groups=2, dtype=dtype, bias=True,
+        residual=True, activation="relu6",
+    )  # fmt: skip
+    x, w, bias, residual = make_operands(p)
+    for at in [(0, 1, 0, 7), (1, 5, 10, 299), (1, 0, 5, 150)]:
+        x[at] = np.nan
+    out = residual.copy()
+    algorithm.apply(p, x, w, out, bias, out)
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(np.isfinite(out), np.isfinite(reference(p, x, w, bias, residual)))
+    assert_kept(algorithm, p, out, x, w, bias, residual)
+
+
+@each_window
 def test_non_finite_inputs_of_three_dimensions(algorithm):
     p = ConvProblem.forward(3, (2, 5, 6, 7, 9), (4, 5, 3, 3, 3), padding=1, stride=(2, 1, 1))
     x, w = make_operands(p)[:2]

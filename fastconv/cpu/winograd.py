@@ -21,14 +21,15 @@ The products are those of the register tile of `microkernel`. Depth is summed al
 convolution falls apart into one for each residue of the dilation, whose pixels are read and written with that step.
 Along an axis with one tap the window is one pixel, so that 1-D convolutions are transformed along their only axis.
 
-An input that is not finite spoils its whole tile, and so may an overflow. So an output that is not finite is summed
-again as it is written, product by product.
+An input that is not finite spoils its whole tile, and so may an overflow. So a row of tiles with outputs that are not
+finite is not written, but computed directly when all others are done.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -37,6 +38,7 @@ from fastconv import recycling
 from fastconv.arrays import named_dtype
 from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.costs import CostModel, Work, gathering
+from fastconv.cpu.direct import DirectPlan
 from fastconv.cpu.microkernel import TILE_VECTORS, padded, tile_pixels
 from fastconv.cpu.plan import PiecewisePlan
 from fastconv.cpu.weight_tiles import WeightTiles
@@ -52,6 +54,7 @@ _TILES = 64  # of a task
 _INPUTS = 256  # input channels (times kernel depth) transformed at once
 _GROUP = 64  # bytes of channels that are staged, and written, together: a cache line
 _INPUTS_BY_TASK = 128  # the same where a task transforms its weights: both are to be in L2
+_ALL = (slice(None),) * 3
 _SHARES = 16  # a task takes at most this part of the workspace: so many threads may run one
 
 
@@ -116,7 +119,7 @@ class _Cut:
             (high * columns * self._outputs[1] + self.lanes) * self._group,
             line * self._group,
             self._group,
-            components * max(plane[0], self.lines),
+            components * plane[0],
             self.tile,
             components * plane[1],
             0 if self.ahead else components * weights,
@@ -134,7 +137,30 @@ class _Cut:
         depths = np.arange(c.kernel[0]) * (pitch[0] // c.kernel[0])
         self.offsets, self.places = (np.arange(inputs)[:, None] + depths).ravel(), np.arange(rows * columns) * pitch[0]
         self.tasks = spatial * blocks_o
+        #: Of the array in which the kernel notes what it leaves alone.
+        self.failures = self._rows, blocks_w, c.groups, _ceil(c.out_channels, self.lanes)
         return self.scratch <= most
+
+    def outputs(self, row: int, block: int) -> tuple[int, int, slice, slice]:
+        """Image, depth, rows and columns of the outputs of a row of tiles, as far as it is in a block of columns."""
+        c = self._correlation
+        residues = min(c.dilation[1], c.count[1]), min(c.dilation[2], c.count[2])
+        n, d, *begin, tile = map(int, np.unravel_index(row, (c.batch, c.count[0], *residues, self._tiles[0])))
+        lengths = self._outputs[0], int(self.blocking[0]["columns"]) * self._outputs[1]
+        rows, columns = (
+            slice(start := residue + index * length * step, min(start + length * step, count), step)
+            for residue, index, length, step, count in zip(
+                begin, (tile, block), lengths, c.dilation[1:], c.count[1:], strict=True
+            )
+        )
+        return n, d, rows, columns
+
+    def taps_of(self, taps: Any, first: int, last: int) -> Any:
+        """The taps of some channels of a group, all of one register tile, as ``(1, O, C, KD, KH, KW)``."""
+        c = self._correlation
+        begin, one = first // self.tile * self.tile, self.lines * math.prod(self.taps)
+        here = taps[begin * one : (begin + self.tile) * one].reshape(c.in_channels, *c.kernel, -1)
+        return np.moveaxis(here[..., first - begin : last - begin], -1, 0)[None]
 
     @property
     def work(self) -> Work:
@@ -174,6 +200,7 @@ class _WinogradPlan(PiecewisePlan):
     def __init__(self, problem: ConvProblem, window: int, workspace_limit: int) -> None:
         super().__init__(problem, lambda piece: _Cut(piece, window, self._accumulator, workspace_limit))
         self.pack_key = f"windows of {window}, {self.pack_key}, {[cut.ahead for cut in self._cuts]}"
+        self._problem = problem
         self._kernel, self._pack = compiled(problem.dtype, problem.result_dtype, problem.accumulator_dtype)
         self._arrange = WeightTiles(problem)
 
@@ -192,8 +219,34 @@ class _WinogradPlan(PiecewisePlan):
         return packed, taps
 
     def _run_piece(self, piece: Correlation, cut: _Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
-        self._kernel(cut.tasks, piece.macs, cut.scratch, x, *weights, y, bias, residual, piece.geometry, cut.blocking,
-                     cut.offsets, cut.places, self._half, *self._activation)  # fmt: skip
+        used, taps = weights
+        failed = np.zeros(cut.failures, np.uint8)
+        self._kernel(cut.tasks, piece.macs, cut.scratch, x, used, y, bias, residual, failed, piece.geometry,
+                     cut.blocking, cut.offsets, cut.places, self._half, *self._activation)  # fmt: skip
+        if np.count_nonzero(failed):
+            self._mend(piece, cut, failed, taps, x, y, bias, residual)
+
+    def _mend(
+        self, piece: Correlation, cut: _Cut, failed: Any, taps: Any, x: Any, y: Any, bias: Any, residual: Any
+    ) -> None:
+        """Compute directly the rows of tiles in which something was not finite."""
+        p, plan = piece, DirectPlan(self._problem)
+        for where in zip(*failed.nonzero(), strict=True):
+            g, first = int(where[2]), int(where[3]) * cut.lanes
+            last = first + int(failed[where])
+            n, depth, *outputs = cut.outputs(*map(int, where[:2]))
+            chosen = slice(n, n + 1), slice(g, g + 1), slice(first, last), slice(depth, depth + 1), *outputs
+            part = replace(
+                p, batch=1, groups=1, out_channels=last - first, taps=_ALL, targets=_ALL,
+                count=y[chosen].shape[3:], stride=(p.stride[0], *p.dilation[1:]),
+                offset=(
+                    p.offset[0] - depth * p.stride[0], p.offset[1] - outputs[0].start, p.offset[2] - outputs[1].start
+                ),
+            )  # fmt: skip
+            channel = g * p.out_channels
+            plan.run_part(part, cut.taps_of(taps[g], first, last), x[chosen[:2]], y[chosen],
+                          bias[channel + first : channel + last],
+                          residual[chosen] if residual.size else residual)  # fmt: skip
 
 
 class _Winograd(CpuAlgorithm):

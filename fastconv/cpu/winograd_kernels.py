@@ -101,13 +101,15 @@ def _stage_row(plane, first, step, mode, half, needed, channels, group, lanes, s
 
 
 def _winograd(  # type: ignore[no-untyped-def]
-    first, last, x, weights, taps, y, bias, residual, geometry, blocking, offsets, places, half, activation, parameters,
-    scratch,
+    first, last, x, weights, y, bias, residual, failed, geometry, blocking, offsets, places, half, activation,
+    parameters, scratch,
 ):  # fmt: skip
     """Compute tasks `first` to `last`.
 
-    `weights` and `taps` are as :func:`_pack` makes and takes them; `bias` and `residual` may have no elements. A line
-    is one depth of an input channel.
+    `weights` are as :func:`_pack` makes them, or takes them if they are not transformed ahead; `bias` and `residual`
+    may have no elements. A line is one depth of an input channel. What is not finite spoils its whole tile, and so may
+    an overflow: a row of tiles with such outputs is not written, and its number of channels goes to ``failed (rows,
+    columns, G, vectors of O)``.
     """
     geo, block = geometry[0], blocking[0]
     window_h, window_w, m_h, m_w = block.window[0], block.window[1], block.outputs[0], block.outputs[1]
@@ -188,8 +190,8 @@ def _winograd(  # type: ignore[no-untyped-def]
                     used, weights_at = transformed, f * block.weights
                     if f == 0:
                         _transform_taps(
-                            taps[g], first_line * kernel_h * kernel_w, here_lines, kernel_h, kernel_w, wide, window_h,
-                            window_w, lanes, transformed, 0, block.weights, half_way,
+                            weights[g], first_line * kernel_h * kernel_w, here_lines, kernel_h, kernel_w, wide,
+                            window_h, window_w, lanes, transformed, 0, block.weights, half_way,
                         )  # fmt: skip
                 tile = 0
                 for k in range(register_tiles):
@@ -230,10 +232,8 @@ def _winograd(  # type: ignore[no-untyped-def]
                     )  # fmt: skip
                 start_h, start_w = h_first * dilation_h + residue_h, w_first * dilation_w + residue_w
                 if not _finite(done[: high * row_length]):
-                    _sum_again(
-                        x[n, g], taps[g], mode, half, geo, block, d, start_h, start_w, high, wide, columns, o_first + o,
-                        some, inputs, half_way, done,
-                    )  # fmt: skip
+                    failed[r_first + r, w_block, g, (o_first + o) // lanes] = some
+                    continue
                 stop_w = start_w + (wide - 1) * dilation_w + 1
                 for k in range(high):
                     h = start_h + k * dilation_h
@@ -265,61 +265,6 @@ def _finite(values):  # type: ignore[no-untyped-def]
     for i in range(np.uintp(values.shape[0])):
         strange |= np.uint32(values[i] - values[i] != 0)
     return strange == 0
-
-
-@inline
-def _sum_again(  # type: ignore[no-untyped-def]
-    x, taps, mode, half, geo, block, d, start_h, start_w, high, wide, columns, o_first, some, window, sums, done
-):
-    """Replace what is not finite in ``done (high, columns * m_w, group)`` by sums of products, a vector at a time.
-
-    There are `some` channels from `o_first` on; `window` is room for the inputs of a tile, `sums` for a vector.
-    """
-    kernel_d, kernel_h, kernel_w = geo.kernel[0], geo.kernel[1], geo.kernel[2]
-    m_w, group, lanes, tile = block.outputs[1], block.group, block.lanes, block.register_tile[1]
-    padded_channels = -(-geo.out_channels // lanes) * lanes
-    all_lines = geo.in_channels * kernel_d
-    all_taps = all_lines * kernel_h * kernel_w
-    for column in range(-(-wide // m_w)):
-        across = min(wide - column * m_w, m_w)
-        width = across + kernel_w - 1
-        volume = (high + kernel_h - 1) * width
-        known = False
-        for o in range(0, some, lanes):
-            start = (o_first + o) // tile * tile
-            apart = min(padded_channels - start, tile)
-            for output in range(high * across):
-                k, q = divmod(output, across)
-                to = (k * columns * m_w + column * m_w + q) * group + o
-                if _finite(done[to : to + lanes]):
-                    continue
-                if not known:
-                    for element in range(all_lines * volume):
-                        rest, w = divmod(element, width)
-                        line, h = divmod(rest, high + kernel_h - 1)
-                        c, kd = divmod(line, kernel_d)
-                        source_d = d * geo.stride[0] + kd * geo.dilation[0] - geo.offset[0]
-                        source_h = start_h + h * geo.dilation[1] - geo.offset[1]
-                        source_w = start_w + (column * m_w + w) * geo.dilation[2] - geo.offset[2]
-                        source_d = resolve(source_d, geo.size[0], mode)
-                        source_h = resolve(source_h, geo.size[1], mode)
-                        source_w = resolve(source_w, geo.size[2], mode)
-                        if min(source_d, source_h, source_w) < 0:
-                            window[element] = 0
-                        else:
-                            window[element] = load(x[c, source_d, source_h, source_w], half)
-                    known = True
-                _clear(sums, 0, lanes)
-                for tap in range(all_taps):
-                    rest, kw = divmod(tap, kernel_w)
-                    line, kh = divmod(rest, kernel_h)
-                    value = window[line * volume + (k + kh) * width + q + kw]
-                    weights = taps[start * all_taps + tap * apart + o_first + o - start :]
-                    for i in range(np.uintp(lanes)):
-                        sums[i] += value * weights[i]
-                for i in range(lanes):
-                    if done[to + i] - done[to + i] != 0:
-                        done[to + i] = sums[i]
 
 
 @inline
@@ -382,9 +327,10 @@ def compiled(dtype_name: str, result_name: str, accumulator_name: str) -> tuple[
     vector = array(accumulator, 1, contiguous=True)
     memory = array(accumulator, 1, contiguous=True, readonly=False)
     matrix = array(accumulator, 2, contiguous=True, readonly=False)
+    failed = array(np.dtype(np.uint8), 4, contiguous=True, readonly=False)
     table = array(np.dtype(np.int64), 1, contiguous=True)
     kernel = _kernel.compile(
-        array(dtype, 6), matrix, matrix, array(result, 6, readonly=False), vector, array(result, 6), records(GEOMETRY),
+        array(dtype, 6), matrix, array(result, 6, readonly=False), vector, array(result, 6), failed, records(GEOMETRY),
         records(BLOCKING), table, table, integer, integer, vector, memory,
     )  # fmt: skip
     return kernel, _pack_kernel.compile(matrix, *[integer] * 7, matrix, memory)

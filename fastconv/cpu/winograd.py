@@ -174,15 +174,16 @@ class _Cut:
             "product": tiles * outputs * self.lines,
             "tile": calls * _ceil(c.in_channels, int(block["inputs"])),
             "input": tiles * padded(c.in_channels, self._itemsize) * c.kernel[0] * blocks_o,
-            "sum": tiles * outputs,
             "weight": tiles * outputs * self.lines / len(self.places) if self.ahead else 0,
             "transformed": 0 if self.ahead else c.groups * outputs * self.lines,
         }
         counts = {kind: components * count for kind, count in counts.items()}
-        return Work(
-            self.tasks,
-            counts | {"dilated": pixels * (self.lines * blocks_o + c.out_channels), "task": self.tasks},
-        )
+        counts |= {
+            "result": tiles * outputs * math.prod(self._outputs),
+            "dilated": pixels * (self.lines * blocks_o + c.out_channels),
+            "task": self.tasks,
+        }
+        return Work(self.tasks, counts)
 
     @property
     def packing(self) -> Work:
@@ -280,10 +281,10 @@ def _cuts(problem: ConvProblem, window: int) -> list[_Cut]:
 
 def _running(window: int) -> CostModel:
     rates = {
-        4: {"product": 3e-11, "tile": 3.7e-8, "input": 4e-10, "sum": 9.3e-11, "weight": 6.5e-11, "transformed": 1.9e-10,
-            "dilated": 8.4e-10, "task": 6.5e-7, "call": 1.1e-5},
-        6: {"product": 3.2e-11, "tile": 4e-8, "input": 4.3e-10, "sum": 1e-10, "weight": 7e-11, "transformed": 2e-10,
-            "dilated": 9e-10, "task": 7e-7, "call": 1.2e-5},
+        4: {"product": 2.5e-11, "tile": 2.5e-8, "input": 1.6e-10, "weight": 8e-11, "transformed": 4.1e-10,
+            "result": 1e-9, "dilated": 8.4e-10, "task": 6.5e-7, "call": 1.1e-5},
+        6: {"product": 2.5e-11, "tile": 9e-9, "input": 2.3e-10, "weight": 5.4e-11, "transformed": 2e-10,
+            "result": 1.6e-9, "dilated": 9e-10, "task": 7e-7, "call": 1.2e-5},
     }  # fmt: skip
     return CostModel(lambda problem: (cut.work for cut in _cuts(problem, window)), rates[window])
 

@@ -114,11 +114,11 @@ def _pooling(
 def _shifted(values: Any, zero_point: Any) -> Any:
     """8-bit integers less their zero point, of which there may be one for each row of the first axis."""
     if zero_point is None:
-        return values.astype(np.int16)
+        return values
     zero_point = np.asarray(zero_point, np.int16)
     if zero_point.size > 1:
         zero_point = zero_point.reshape(-1, *[1] * (values.ndim - 1))
-    return values.astype(np.int16) - zero_point
+    return np.subtract(values, zero_point, dtype=np.int16)
 
 
 class Conv(OpRun):

@@ -127,6 +127,43 @@ def define_weave(module: ir.Module, number: ir.Type, parts: int) -> ir.Function:
     return function
 
 
+def _define_gather(module: ir.Module, number: ir.Type) -> ir.Function:
+    """The function (target, slot, pitch, source, leap, stride, step, planes, rows, length); steps are in bytes."""
+    size = itemsize(number)
+    lanes = vector_bytes() // size
+    kinds = [POINTER, INDEX, INDEX, POINTER, INDEX, INDEX, INDEX, INDEX, INDEX, INDEX]
+    function, known = define(module, f"fastconv_gather_{number}_{lanes}", kinds)
+    if known:
+        return function
+    target, slot, pitch, source, leap, stride, step, planes, rows, length = function.args
+    builder = ir.IRBuilder(function.append_basic_block())
+    vector = ir.VectorType(number, lanes)
+    # Of two vectors of which the second begins with the last element of the first: nothing past the row is read.
+    second = [i for i in range(lanes) if 2 * i >= lanes]
+    chosen = [lanes + 2 * i - (lanes - 1) if i in second else 2 * i for i in range(lanes)]
+    pairs = builder.icmp_signed("==", step, INDEX(2 * size))
+    pairs = builder.and_(pairs, builder.icmp_signed(">=", length, INDEX(lanes)))
+    with counted(builder, INDEX(0), planes) as plane, counted(builder, INDEX(0), rows) as row:
+        start = moved(builder, source, builder.add(builder.mul(plane, leap), builder.mul(row, stride)), BYTE)
+        to = moved(builder, target, builder.add(builder.mul(plane, slot), builder.mul(row, pitch)), BYTE)
+        with builder.if_else(pairs) as (in_vectors, one_by_one):
+            with in_vectors, counted(builder, INDEX(0), length, lanes) as at:
+                last = builder.sub(length, INDEX(lanes))
+                at = builder.select(builder.icmp_signed("<", at, last), at, last)
+                place = moved(builder, start, builder.mul(at, INDEX(2)), number)
+                values = [
+                    builder.load(moved(builder, place, further, number), align=size, typ=vector)
+                    for further in (0, lanes - 1)
+                ]
+                value = builder.shuffle_vector(*values, ir.Constant(ir.VectorType(LANE, lanes), chosen))
+                builder.store(value, moved(builder, to, at, number), align=size)
+            with one_by_one, counted(builder, INDEX(0), length) as at:
+                value = builder.load(moved(builder, start, builder.mul(at, step), BYTE), align=size, typ=number)
+                builder.store(value, moved(builder, to, at, number), align=size)
+    builder.ret_void()
+    return function
+
+
 def _call_copy(
     context: Any, builder: ir.IRBuilder, kinds: Any, arguments: Any, choices: Iterable[int], spread: bool
 ) -> None:
@@ -179,6 +216,24 @@ def split_planes(  # type: ignore[no-untyped-def]
         types.void(target, first, apart, slot, pitch, source, begin, leap, stride, planes, rows, length, parts),
         generate,
     )
+
+
+@intrinsic
+def gather_planes(  # type: ignore[no-untyped-def]
+    typing_context, target, first, slot, pitch, source, begin, leap, stride, step, planes, rows, length
+):
+    """As :func:`copy_planes`, but the elements of a row of the source lie `step` bytes apart."""
+    from numba import types
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        number = context.get_data_type(target.dtype)
+        to = data_of(context, builder, target, arguments[0], number, arguments[1])
+        steps = [builder.mul(step, INDEX(itemsize(number))) for step in arguments[2:4]]
+        from_ = data_of(context, builder, source, arguments[4], BYTE, arguments[5])
+        builder.call(_define_gather(builder.module, number), (to, *steps, from_, *arguments[6:]))
+        return context.get_dummy_value()
+
+    return types.void(target, first, slot, pitch, source, begin, leap, stride, step, planes, rows, length), generate
 
 
 @intrinsic

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from fastconv.cpu.copying import SPLITS, split_planes
+from fastconv.cpu.copying import SPLITS, gather_planes, split_planes
 from fastconv.cpu.elements import CLIP, activate, clip, load, resolve, store
 from fastconv.cpu.emitting import INDEX, POINTER, addresses, counted, data_of, define, itemsize, moved, vector_of
 from fastconv.cpu.jit import generic, inline, intrinsic
@@ -182,6 +182,25 @@ def inside(first, step, size, length):  # type: ignore[no-untyped-def]
     return low, max(min((size - first + step - 1) // step, length), low)
 
 
+@generic
+def _gather_rows(planes: Any, c: Any, h: Any, step_h: Any, w: Any, step_w: Any, out: Any, at: Any, *counts: Any) -> Any:
+    """``out[at + r * pitch + i] = planes[c, h + r * step_h, w + i * step_w]`` of that dtype; whether that is done."""
+    from numba import types
+
+    if planes.dtype != out.dtype or isinstance(planes.dtype, types.Complex):
+        return lambda planes, c, h, step_h, w, step_w, out, at, pitch, rows, columns: False
+
+    def gather(planes, c, h, step_h, w, step_w, out, at, pitch, rows, columns):  # type: ignore[no-untyped-def]
+        begin = c * planes.strides[0] + h * planes.strides[1] + w * planes.strides[2]
+        gather_planes(
+            out, at, 0, pitch, planes, begin, 0, step_h * planes.strides[1], step_w * planes.strides[2], 1, rows,
+            columns,
+        )  # fmt: skip
+        return True
+
+    return gather
+
+
 @inline
 def read_planes(planes, first_h, step_h, first_w, step_w, mode, half, out, pitch, row_pitch, rows, columns):  # type: ignore[no-untyped-def]
     """Copy `rows` by `columns` elements of each of some padded planes, a `pitch` apart in `out`, rows a `row_pitch`.
@@ -204,7 +223,10 @@ def read_planes(planes, first_h, step_h, first_w, step_w, mode, half, out, pitch
             for r in range(low_h, high_h):
                 row, at = planes[c, first_h + r * step_h], c * pitch + r * row_pitch
                 read_run(without_gaps(row), first_w + low_w, half, out[at + low_w : at + high_w])
-        else:
+        elif not _gather_rows(
+            planes, c, first_h + low_h * step_h, step_h, first_w + low_w * step_w, step_w, out,
+            c * pitch + low_h * row_pitch + low_w, row_pitch, high_h - low_h, high_w - low_w,
+        ):  # fmt: skip
             for r in range(low_h, high_h):
                 row, at = planes[c, first_h + r * step_h], c * pitch + r * row_pitch
                 for i in range(low_w, high_w):

@@ -5,17 +5,19 @@
 As a correlation its kernel is as large as the image and its result as small as the weight: what other algorithms cut
 into blocks is short here, and what they keep whole is long. As a matrix product it is an ordinary one, with the rows
 (c, k), the columns o, and sums over all positions of all images. Rows of x that a window meets are staged once for all
-its taps; ``x[...] = staged[places[c, k] + offsets[t]]``, so that a stride costs nothing. dy is transposed as it is
-staged, which puts output channels side by side, and the register tile of `microkernel` takes single numbers of x, each
-against whole vectors of dy.
+its taps; ``x[...] = staged[places[c, k] + offsets[t]]``, so that a stride costs nothing. Where x needs no padding and
+no conversion it is read where it lies. dy is transposed as it is staged, which puts output channels side by side, and
+the register tile of `microkernel` takes single numbers of x, each against whole vectors of dy.
 
-    for some rows of positions of an image:     256 positions
+    for some rows of positions of an image:     288 positions
         stage x of some input channels          L2
         for a tile of output channels:
             stage dy, transposed                L1
             for a tile of (c, k):               sums in registers, all the positions
 
-Sums stay in L2 until all positions are done, and are transposed as they are written. Where the weight is so small that
+With one tap, dw^T is the gradient of a layer whose x and dy have traded places, and they do where fewer elements are
+transposed then. Rows of sums are rows of dw in that case, and the last positions' are written there at once. Otherwise
+sums stay in L2 until all positions are done, and are transposed as they are written. Where the weight is so small that
 blocks of it would leave threads idle, the positions are split too, into parts that the problem alone determines; the
 parts are added up in their order.
 
@@ -25,9 +27,9 @@ Georganas et al., "Anatomy of high-performance deep learning convolutions on SIM
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -35,20 +37,22 @@ import numpy as np
 from fastconv import recycling
 from fastconv.arrays import named_dtype
 from fastconv.cpu.algorithm import CpuAlgorithm
+from fastconv.cpu.copying import copy_planes
 from fastconv.cpu.costs import CostModel, Work
-from fastconv.cpu.jit import HALF_FORMATS, TaskKernel, array, generic, integer, records
-from fastconv.cpu.microkernel import TILE_VECTORS, multiply_pixels, odd_lines, padded, tile_pixels
+from fastconv.cpu.jit import HALF_FORMATS, TaskKernel, array, inline, integer, records
+from fastconv.cpu.microkernel import TILE_VECTORS, complete_pixels, odd_lines, padded, tile_pixels
+from fastconv.cpu.panels import flat_memory
 from fastconv.cpu.plan import is_flat
-from fastconv.cpu.rows import read_row, read_run, without_gaps
-from fastconv.cpu.staging import STAGING, Window, sees_padding, stage
-from fastconv.cpu.transpose import transpose_block
+from fastconv.cpu.rows import read_planes, read_run, without_gaps
+from fastconv.cpu.staging import STAGING, Table, Window, grid, sees_padding, stage
+from fastconv.cpu.transpose import transpose_plane
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.machine import vector_bytes
 from fastconv.problem import ConvProblem
 from fastconv.registry import Plan, register
 from fastconv.settings import available_cores, get_num_threads
 
-_POSITIONS = 256  # multiplied in one go: a tile of dy fills half of L1
+_POSITIONS = 288  # multiplied in one go: a tile of dy, and the rows of x that it meets, fit into L1
 _ROWS = 288  # (c, k) of a task: so many products share what is staged of dy
 _SUMS = 64 << 10  # of a task
 _STAGED = 64 << 10  # elements of x, about
@@ -57,16 +61,17 @@ _MOST_BYTES = 64 << 20  # of sums that have to be put in order
 
 #: How the gradient is cut. A task has `inputs` input and `outputs` output channels, `blocks` of them and of groups, and
 #: one of `parts` of the positions, which go by in steps of `rows` by `columns`, `steps` of them along depth, height and
-#: width. A `panel` has one `tile` of outputs of dy, which come in lines of `line` elements.
+#: width. A `panel` has one `tile` of outputs of dy, which come in lines of `line` elements; a task has so many `sums`,
+#: and `real` says whether they are real numbers.
 BLOCKING = np.dtype(
     [(name, np.int64) for name in ("inputs", "outputs", "parts", "rows", "columns", "staged")]
-    + [(name, np.int64) for name in ("lanes", "tile", "panel", "line")]
+    + [(name, np.int64) for name in ("lanes", "real", "tile", "panel", "line", "sums")]
     + [("blocks", np.int64, (2,)), ("steps", np.int64, (3,)), ("staging", STAGING)]
 )
 
 
 def _weight_gradient(  # type: ignore[no-untyped-def]
-    first, last, x, gradient, parts, geometry, blocking, offsets, places, tile_rows, half, scratch
+    first, last, x, gradient, parts, geometry, blocking, in_place, offsets, places, tile_rows, half, scratch
 ):  # fmt: skip
     """Compute tasks `first` to `last` of ``parts (parts, G, O, C * taps)`` from ``x (C, G, N, D, H, W)``.
 
@@ -76,11 +81,17 @@ def _weight_gradient(  # type: ignore[no-untyped-def]
     mode, lanes, tile, line = geo.padding_mode, block.lanes, block.tile, block.line
     taps = geo.count[0] * geo.count[1] * geo.count[2]
     pitch = (block.outputs + lanes - 1) // lanes * lanes
-    # The scratch memory: what is staged of x; a tile of dy, transposed; the same as it came; sums ((c, k), o).
+    # The scratch memory: what is staged of x; a tile of dy, transposed; the same as it came; sums ((c, k), o); zeros.
     staged, rest = scratch[: block.staged], scratch[block.staged :]
-    panel, lines, sums = rest[: block.panel], rest[block.panel : block.panel + lanes * line], rest[block.panel :]
-    sums = sums[lanes * line :]
+    panel, rest = rest[: block.panel], rest[block.panel :]
+    turning, sums = rest[: tile * line], rest[tile * line :]
+    sums[block.sums : block.sums + tile] = 0
+    lines, results = flat_memory(x, scratch) if in_place else staged, flat_memory(parts, scratch)
+    lowest = highest = scratch.dtype.type(0)
+    if block.real:
+        lowest, highest = scratch.dtype.type(-np.inf), scratch.dtype.type(np.inf)
     all_steps = geo.in_channels * block.steps[0] * block.steps[1] * block.steps[2]
+    step_o, step_row = parts.strides[2] // parts.itemsize, parts.strides[3] // parts.itemsize
 
     for task in range(first, last):
         rest_of, o_block = divmod(task, block.blocks[1])
@@ -89,91 +100,89 @@ def _weight_gradient(  # type: ignore[no-untyped-def]
         c_first, o_first = c_block * block.inputs, o_block * block.outputs
         inputs, outputs = min(block.inputs, geo.batch - c_first), min(block.outputs, geo.out_channels - o_first)
         n_rows = inputs * taps
-        sums[: n_rows * pitch] = 0
-        for number in range(part * all_steps // block.parts, (part + 1) * all_steps // block.parts):
+        tiles = (n_rows + tile_rows - 1) // tile_rows
+        least_rows, larger_tiles = n_rows // tiles, n_rows % tiles  # tiles differ by no more than a row
+        results_at = (part * parts.strides[0] + g * parts.strides[1]) // parts.itemsize
+        results_at += o_first * step_o + c_first * taps * step_row
+        direct = step_o == 1 and (outputs >= tile or outputs % lanes == 0)
+        first_step, last_step = part * all_steps // block.parts, (part + 1) * all_steps // block.parts
+        for number in range(first_step, last_step):
             rest_of, w_step = divmod(number, block.steps[2])
             rest_of, h_step = divmod(rest_of, block.steps[1])
             n, d = divmod(rest_of, block.steps[0])
             h_first, w_first = h_step * block.rows, w_step * block.columns
             rows, columns = min(block.rows, geo.kernel[1] - h_first), min(block.columns, geo.kernel[2] - w_first)
             positions = rows * columns
-            if block.staging.padded:
-                staged[:] = 0
-            stage(
-                x[c_first : c_first + inputs, g, n], d * geo.dilation[0] - geo.offset[0], geo.stride[0],
-                h_first * geo.dilation[1] - geo.offset[1], w_first * geo.dilation[2] - geo.offset[2],
-                mode, half, block.staging, staged,
-            )  # fmt: skip
+            from_d, from_h = d * geo.dilation[0] - geo.offset[0], h_first * geo.dilation[1] - geo.offset[1]
+            from_w, lines_at = w_first * geo.dilation[2] - geo.offset[2], 0
+            if in_place:
+                lines_at = c_first * x.strides[0] + g * x.strides[1] + n * x.strides[2] + from_d * x.strides[3]
+                lines_at = (lines_at + from_h * x.strides[4] + from_w * x.strides[5]) // x.itemsize
+            else:
+                if block.staging.padded:
+                    staged[:] = 0
+                stage(
+                    x[c_first : c_first + inputs, g, n], from_d, geo.stride[0], from_h, from_w, mode, half,
+                    block.staging, staged,
+                )  # fmt: skip
             for o in range(0, outputs, tile):
                 here = min(outputs - o, tile)
                 width = (here + lanes - 1) // lanes * lanes
-                channels = gradient[g, o_first + o : o_first + o + here, n, d]
-                if channels.strides[0] == channels.itemsize:
-                    if here < width:
-                        panel[:] = 0
-                    for r in range(rows):
-                        for q in range(columns):
-                            to = panel[(r * columns + q) * width :]
-                            read_run(without_gaps(channels[:, h_first + r, w_first + q]), 0, half, to[:here])
-                else:
-                    # Whole squares are transposed where they lie, if positions lie side by side there.
-                    in_order = (
-                        gradient.itemsize == panel.itemsize
-                        and channels.strides[2] == channels.itemsize
-                        and (rows == 1 or channels.strides[1] == columns * channels.itemsize)
-                    )
-                    begin = g * gradient.strides[0] + (o_first + o) * gradient.strides[1] + n * gradient.strides[2]
-                    begin += d * gradient.strides[3] + h_first * gradient.strides[4]
-                    begin = begin // gradient.itemsize + w_first
-                    step = gradient.strides[1] // gradient.itemsize
-                    for v in range(0, width, lanes):
-                        squares = positions // lanes * lanes if in_order and v + lanes <= here else 0
-                        for t in range(0, squares, lanes):
-                            _turn(gradient, begin + v * step + t, step, panel, t * width + v, width)
-                        if squares == positions:
-                            continue
-                        for i in range(lanes):
-                            if v + i >= here:
-                                lines[i * line : i * line + positions] = 0
-                                continue
-                            for r in range(squares // columns, rows):
-                                at = i * line + r * columns
-                                read_row(channels[v + i, h_first + r], w_first, 1, 0, half, lines[at : at + columns])
-                        for t in range(squares, positions, lanes):
-                            transpose_block(lines, t, line, panel, t * width + v, width)
+                o_from = o
+                if direct:  # the last tile ends where outputs do
+                    o_from, here = min(o, outputs - width), width
+                _turn(
+                    gradient[g, o_first + o_from : o_first + o_from + here, n, d], h_first, w_first, rows, columns,
+                    half, panel[: positions * width], width, turning, line,
+                )  # fmt: skip
+                begin_at, begin_pitch = o, pitch
+                if number == first_step:
+                    begin_at, begin_pitch = block.sums, 0
+                end, end_at, end_pitch = sums, o, pitch
+                if direct and number + 1 == last_step:
+                    end, end_at, end_pitch = results, results_at + o_from, step_row
                 row = 0
-                tiles = (n_rows + tile_rows - 1) // tile_rows
                 for i in range(tiles):
-                    some = (n_rows - row) // (tiles - i)
-                    at = row * pitch + o
-                    multiply_pixels(
-                        sums, at, pitch, at, pitch, staged, places, row, offsets, positions, panel, 0, some,
-                        width // lanes,
+                    some = least_rows + (i < larger_tiles)
+                    complete_pixels(
+                        end, end_at + row * end_pitch, end_pitch, sums, begin_at + row * begin_pitch, begin_pitch,
+                        lanes, 0, lines, lines_at, places, row, offsets, positions, panel, 0, some, width // lanes, 1,
+                        lowest, highest,
                     )  # fmt: skip
                     row += some
 
-        step_o = parts.strides[2] // parts.itemsize
-        begin = part * parts.strides[0] + g * parts.strides[1] + o_first * parts.strides[2]
-        begin = begin // parts.itemsize + c_first * taps
-        whole_o, whole_rows = outputs // lanes * lanes, n_rows // lanes * lanes
-        for o in range(0, whole_o, lanes):
-            for row in range(0, whole_rows, lanes):
-                transpose_block(sums, row * pitch + o, pitch, parts, begin + o * step_o + row, step_o)
-        for o in range(outputs):
-            for row in range(whole_rows if o < whole_o else 0, n_rows):
-                parts[part, g, o_first + o, c_first * taps + row] = sums[row * pitch + o]
+        if first_step == last_step:
+            parts[part, g, o_first : o_first + outputs, c_first * taps : c_first * taps + n_rows] = 0
+        elif not direct and step_row == 1:
+            transpose_plane(sums, 0, pitch, results, results_at, step_o, n_rows, outputs)
+        elif not direct:
+            copy_planes(results, results_at, 0, step_row, sums, 0, 0, pitch * sums.itemsize, 1, n_rows, outputs)
 
 
-@generic
-def _turn(source: Any, source_at: Any, source_pitch: Any, target: Any, target_at: Any, target_pitch: Any) -> Any:
-    """Transpose a square of the caller's array, if its elements are numbers as they are added up."""
-    if source.dtype != target.dtype:
-        return lambda source, source_at, source_pitch, target, target_at, target_pitch: None
-
-    def turn(source, source_at, source_pitch, target, target_at, target_pitch):  # type: ignore[no-untyped-def]
-        transpose_block(source, source_at, source_pitch, target, target_at, target_pitch)
-
-    return turn
+@inline
+def _turn(planes, h_first, w_first, rows, columns, half, panel, width, lines, line):  # type: ignore[no-untyped-def]
+    """``panel[(r * columns + q) * width + o] = planes[o, h_first + r, w_first + q]``."""
+    channels, positions = planes.shape[0], rows * columns
+    if channels < width:
+        panel[:] = 0
+    if planes.strides[0] == planes.itemsize:
+        for r in range(rows):
+            for q in range(columns):
+                to = panel[(r * columns + q) * width :]
+                read_run(without_gaps(planes[:, h_first + r, w_first + q]), 0, half, to[:channels])
+        return
+    # Planes are transposed where they lie, if positions lie side by side there.
+    if (
+        planes.itemsize == panel.itemsize
+        and planes.strides[2] == planes.itemsize
+        and (rows == 1 or planes.strides[1] == columns * planes.itemsize)
+    ):
+        begin = (h_first * planes.strides[1] + w_first * planes.strides[2]) // planes.itemsize
+        pitch = planes.strides[0] // planes.itemsize
+        transpose_plane(flat_memory(planes, panel), begin, pitch, panel, 0, width, channels, positions)
+    else:
+        read_planes(planes, h_first, 1, w_first, 1, 0, half, lines, line, columns, rows, columns)
+        transpose_plane(lines, 0, line, panel, 0, width, channels, positions)
 
 
 _kernel = TaskKernel(_weight_gradient)
@@ -184,16 +193,19 @@ def _compiled(dtype_name: str, accumulator_name: str) -> Any:
     dtype, accumulator = named_dtype(dtype_name), named_dtype(accumulator_name)
     table = array(np.dtype(np.int64), 1, contiguous=True)
     return _kernel.compile(
-        array(dtype, 6), array(dtype, 6), array(accumulator, 4, readonly=False), records(GEOMETRY),
-        records(BLOCKING), table, table, integer, integer, array(accumulator, 1, contiguous=True, readonly=False),
+        array(dtype, 6), array(dtype, 6), array(accumulator, 4, readonly=False), records(GEOMETRY), records(BLOCKING),
+        integer, table, table, integer, integer, array(accumulator, 1, contiguous=True, readonly=False),
     )  # fmt: skip
 
 
 class _Cut:
     """How a weight gradient is cut into tasks."""
 
-    def __init__(self, correlation: Correlation, accumulator: np.dtype[Any], channels_last: bool) -> None:
-        c = correlation
+    def __init__(self, problem: ConvProblem, form: Correlation) -> None:
+        self._correlation = c = form
+        accumulator = _number(problem)
+        padding, channels_last = sees_padding(c), problem.channels_last
+        self._readable = not padding and problem.dtype == problem.accumulator_dtype
         self.lanes = lanes = vector_bytes() // accumulator.itemsize
         self.tile = tile = TILE_VECTORS * lanes
         self.taps = taps = math.prod(c.count)
@@ -212,21 +224,34 @@ class _Cut:
         steps = depth, -(-height // rows), -(-width // columns)
         in_one = c.groups * math.prod(blocks)
         weight = c.groups * c.out_channels * c.batch * taps
-        self.parts = max(min(-(-2 * available_cores() // max(in_one, 1)), c.in_channels * math.prod(steps),
+        cores = available_cores()  # tasks are equally long: those that all cores share evenly are enough
+        wanted = 1 if in_one % cores == 0 else -(-2 * cores // in_one)
+        self.parts = max(min(wanted, c.in_channels * math.prod(steps),
                              _PARTS_BYTES // max(weight * accumulator.itemsize, 1)), 1)  # fmt: skip
         self.tasks = in_one * self.parts
-        staging = window.staging(inputs, accumulator.itemsize, channels_last=channels_last, padded=sees_padding(c))
-        self.places, self.offsets = staging.offsets, staging.places  # positions are the taps here
+        staging = window.staging(inputs, accumulator.itemsize, channels_last=channels_last, padded=padding)
+        self._places, self._offsets = staging.offsets, staging.places  # positions are the taps here
         block = self.blocking = np.zeros(1, BLOCKING)
         block["inputs"], block["outputs"], block["parts"] = inputs, outputs, self.parts
         block["rows"], block["columns"], block["blocks"], block["steps"] = rows, columns, blocks, steps
-        block["lanes"], block["tile"] = lanes, tile
+        block["lanes"], block["tile"], block["real"] = lanes, tile, accumulator.kind == "f"
         block["staging"], block["staged"] = staging.how, staging.elements
         positions = padded(rows * columns, accumulator.itemsize)
         block["panel"], block["line"] = panel, line = positions * tile, odd_lines(positions, accumulator.itemsize)
-        sums = inputs * taps * padded(outputs, accumulator.itemsize)
-        self.scratch = staging.elements + panel + lanes * line + sums
+        block["sums"] = sums = inputs * taps * padded(outputs, accumulator.itemsize)
+        self.scratch = staging.elements + panel + tile * line + sums + tile
+        self.tables = lru_cache(maxsize=8)(self._tables)
         self.work = self._count(c, window.elements)
+
+    def _tables(self, strides: tuple[int, ...], itemsize: int) -> tuple[bool, Table, Table]:
+        """Whether x of those strides is read where it lies, and where its positions and its rows (c, k) then are."""
+        c, block = self._correlation, self.blocking[0]
+        steps, odd = zip(*(divmod(stride, itemsize) for stride in strides), strict=True)
+        if not self._readable or any(odd):
+            return False, self._offsets, self._places
+        offsets = grid((block["rows"], block["columns"]), (c.dilation[1] * steps[4], c.dilation[2] * steps[5]))
+        taps = tuple(step * stride for step, stride in zip(steps[3:], c.stride, strict=True))
+        return True, offsets, grid((block["inputs"], *c.count), (steps[0], *taps))
 
     def _count(self, c: Correlation, window: int) -> Work:
         block = self.blocking[0]
@@ -237,7 +262,7 @@ class _Cut:
         counts = {
             "product": c.groups * c.in_channels * math.prod(c.kernel) * rows * lanes_used,
             "tile": steps * (rows / tile_pixels()) * -(-c.out_channels // self.tile),
-            "staged": steps * o_blocks * c.batch * window,
+            "staged": 0 if self._readable else steps * o_blocks * c.batch * window,
             "gradient": c.groups * c.in_channels * math.prod(c.kernel) * c_blocks * lanes_used,
             "result": self.parts * c.groups * rows * c.out_channels,
             "task": self.tasks,
@@ -255,7 +280,10 @@ class _WeightGradientPlan(Plan):
         self._accumulator = _number(problem)
         self._complex = problem.dtype.startswith("complex")
         self._half = HALF_FORMATS.get(problem.dtype, 0)
-        self._pieces = [[(form, _cut(problem, form)) for form in _forms(piece)] for piece in lower(problem)]
+        self._pieces = [
+            (piece, _exchanged(piece), [(form, _Cut(problem, form)) for form in _forms(piece)])
+            for piece in lower(problem)
+        ]
         self._kernel = _compiled(self._accumulator.name if self._complex else problem.dtype, self._accumulator.name)
 
     def pack(self, w: Any) -> Any:
@@ -265,41 +293,70 @@ class _WeightGradientPlan(Plan):
     def run(self, x: Any, packed: Any, y: Any, bias: Any, residual: Any) -> None:
         weight = y.transpose(1, 2, 0, 3, 4, 5)
         operands = (x.view(np.uint16), packed.view(np.uint16)) if self._half else (x, packed)
-        for forms in self._pieces:
+        for piece, exchanged, forms in self._pieces:
             # Results go where they belong at once if the taps of an output channel lie side by side there.
             if forms[0][1].parts == 1 and residual is None and y.dtype == self._accumulator and _in_order(weight):
-                self._add_up(forms, *operands, weight)
+                self._add_up(piece, exchanged, forms, *operands, weight)
                 continue
             with np.errstate(all="ignore"):  # NaN and infinity are data
-                total = self._complex_sums(forms, x, packed) if self._complex else self._add_up(forms, *operands)
+                sums = partial(self._add_up, piece, exchanged, forms)
+                total = _complex_sums(sums, x, packed) if self._complex else sums(*operands)
                 total = total.reshape(weight.shape)
                 weight[...] = total if residual is None else total + residual.transpose(1, 2, 0, 3, 4, 5)
 
-    def _add_up(self, forms: list[_Form], x: Any, gradient: Any, weight: Any = None) -> Any:
+    def _add_up(
+        self, piece: Correlation, exchanged: bool, forms: list[_Form], x: Any, gradient: Any, weight: Any = None
+    ) -> Any:
         """The sums ``(G, O, C * taps)``, written into `weight` if that is given."""
+        if exchanged:
+            (depth, height, width), (d, h, w) = piece.kernel, piece.dilation
+            x = x[..., : depth * d : d, : height * h : h, : width * w : w]
+            x, gradient = gradient.transpose(1, 0, 2, 3, 4, 5), x.transpose(1, 0, 2, 3, 4, 5)
         flat = len(forms) > 1 and is_flat(x) and is_flat(gradient)
-        piece, cut = forms[-1 if flat else 0]
+        form, cut = forms[-1 if flat else 0]
         if flat:
-            x, gradient = (a.reshape(*a.shape[:3], *piece.size) for a in (x, gradient))
-        shape = piece.groups, piece.out_channels, piece.batch * cut.taps
+            x, gradient = (a.reshape(*a.shape[:3], *form.size) for a in (x, gradient))
+        shape = piece.groups, piece.out_channels, piece.batch * math.prod(piece.count)
         if weight is None:
             parts = recycling.empty((cut.parts, *shape), self._accumulator)
         else:
             strides = 0, *weight.strides[:2], weight.itemsize
             parts = np.lib.stride_tricks.as_strided(weight, (1, *shape), strides)
-        self._kernel(cut.tasks, piece.macs, cut.scratch, x, gradient, parts, piece.geometry, cut.blocking, cut.offsets,
-                     cut.places, tile_pixels(), self._half)  # fmt: skip
+        sums = parts.transpose(0, 1, 3, 2) if exchanged else parts
+        self._kernel(cut.tasks, form.macs, cut.scratch, x, gradient, sums, form.geometry, cut.blocking,
+                     *cut.tables(x.strides, x.itemsize), tile_pixels(), self._half)  # fmt: skip
         return parts.sum(axis=0) if weight is None else None
 
-    def _complex_sums(self, forms: list[_Form], x: Any, gradient: Any) -> Any:
-        """Four real products make a complex one."""
-        real = self._add_up(forms, x.real, gradient.real) - self._add_up(forms, x.imag, gradient.imag)
-        imaginary = self._add_up(forms, x.real, gradient.imag) + self._add_up(forms, x.imag, gradient.real)
-        return real + 1j * imaginary
+
+def _complex_sums(sums: Callable[[Any, Any], Any], x: Any, gradient: Any) -> Any:
+    """Four real products make a complex one."""
+    real = sums(x.real, gradient.real) - sums(x.imag, gradient.imag)
+    imaginary = sums(x.real, gradient.imag) + sums(x.imag, gradient.real)
+    return real + 1j * imaginary
+
+
+def _exchanged(piece: Correlation) -> bool:
+    """Whether x and dy trade places: with one tap, dw^T is the gradient of a layer that has them exchanged.
+
+    It costs, in multiply-adds of a vector for each position, the products and the elements that are transposed.
+    """
+    if piece.count != (1, 1, 1) or sees_padding(piece):
+        return False
+    lanes, positions = vector_bytes() // 4, max(math.prod(piece.kernel) * piece.in_channels, 1)
+
+    def cost(rows: int, across: int) -> int:
+        return rows * -(-across // lanes) + across * -(-rows // _ROWS)
+
+    turned = piece.batch * piece.out_channels / positions
+    return cost(piece.out_channels, piece.batch) < cost(piece.batch, piece.out_channels) + turned
 
 
 def _forms(piece: Correlation) -> list[Correlation]:
-    """The piece; and, if each position meets the one input at its own place, that of images laid out as one row."""
+    """The piece as it is computed; and, if each position meets the one input at its own place, that of one row."""
+    if _exchanged(piece):
+        piece = replace(
+            piece, batch=piece.out_channels, out_channels=piece.batch, size=piece.kernel, dilation=(1, 1, 1)
+        )  # fmt: skip
     alone = piece.count == piece.dilation == (1, 1, 1) and piece.offset == (0, 0, 0) and piece.size == piece.kernel
     row = (1, 1, math.prod(piece.size))
     return [piece, replace(piece, size=row, kernel=row)] if alone and piece.size != row else [piece]
@@ -320,15 +377,11 @@ def _number(problem: ConvProblem) -> np.dtype[Any]:
     return np.empty(0, named_dtype(problem.accumulator_dtype)).real.dtype
 
 
-def _cut(problem: ConvProblem, form: Correlation) -> _Cut:
-    return _Cut(form, _number(problem), problem.channels_last)
-
-
 def _work(problem: ConvProblem) -> Iterable[Work]:
     # The products of complex numbers are counted by the cost model; all else comes four times too.
     times = 4 if problem.dtype.startswith("complex") else 1
     for piece in lower(problem):
-        work = _cut(problem, _forms(piece)[-1]).work
+        work = _Cut(problem, _forms(piece)[-1]).work
         yield Work(work.tasks, {kind: n if kind == "product" else times * n for kind, n in work.counts.items()})
 
 
@@ -353,7 +406,7 @@ class WeightGradient(CpuAlgorithm):
         return None
 
     def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:
-        cuts = [_cut(problem, form) for piece in lower(problem) for form in _forms(piece)]
+        cuts = [_Cut(problem, form) for piece in lower(problem) for form in _forms(piece)]
         scratch = max((cut.scratch for cut in cuts), default=0) * _number(problem).itemsize * get_num_threads()
         parts = max((cut.parts for cut in cuts), default=1)
         return scratch + (0 if parts == 1 and _in_place(problem) else _parts_bytes(problem))
@@ -370,7 +423,7 @@ def _in_place(problem: ConvProblem) -> bool:
 
 def _parts_bytes(problem: ConvProblem) -> int:
     """Bytes of all parts of the sums, and of the four sums that make complex ones."""
-    parts = max((_cut(problem, form).parts for piece in lower(problem) for form in _forms(piece)), default=0)
+    parts = max((_Cut(problem, form).parts for piece in lower(problem) for form in _forms(piece)), default=0)
     parts += 4 if problem.dtype.startswith("complex") else 0
     return parts * math.prod(problem.w_shape) * named_dtype(problem.accumulator_dtype).itemsize
 

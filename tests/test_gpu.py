@@ -33,6 +33,11 @@ def cupy():
     return pytest.importorskip("cupy")
 
 
+def has(cupy, dtype):
+    """Whether CuPy has a dtype: bfloat16 since version 14."""
+    return dtype != "bfloat16" or int(cupy.__version__.split(".")[0]) >= 14
+
+
 def apply(cupy, algorithm, problem, operands, rng):
     """Run an algorithm on device copies, in any memory layout, of the operands; a NumPy result."""
     a, b, residual = (
@@ -52,8 +57,7 @@ def test_random_problems(cupy, algorithm, block):
         rng = np.random.default_rng(seed)
         problem = random_problem(rng)
         operands = random_operands(problem, rng)
-        # CuPy has no bfloat16.
-        if problem.dtype == "bfloat16" or algorithm.why_not(problem) is not None:
+        if not has(cupy, problem.dtype) or algorithm.why_not(problem) is not None:
             continue
         result = apply(cupy, algorithm, problem, operands, rng)
         assert_kept(algorithm, problem, result, *operands)
@@ -64,7 +68,7 @@ def test_random_problems(cupy, algorithm, block):
 
 @WITH_EACH
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64", "int8"])
 def test_layers_large_enough_for_every_tile(cupy, algorithm, channels_last, dtype):
     rng = np.random.default_rng(1)
     for channels, outputs, size in ((64, 128, 180), (8, 24, 180), (32, 64, 20)):
@@ -75,15 +79,19 @@ def test_layers_large_enough_for_every_tile(cupy, algorithm, channels_last, dtyp
         )  # fmt: skip
         if algorithm.why_not(problem) is not None:
             pytest.skip(algorithm.why_not(problem))
+        if not has(cupy, dtype):
+            pytest.skip("this CuPy has no bfloat16")
         a, b, bias, _ = random_operands(problem, rng)
-        out = cupy.empty(problem.result_shape, problem.result_dtype)
+        out = cupy.empty(problem.result_shape, named_dtype(problem.result_dtype))
         algorithm.apply(problem, cupy.asarray(a), cupy.asarray(b), out, cupy.asarray(bias))
         assert_kept(algorithm, problem, out.get(), a, b, bias)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "uint8"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8", "uint8"])
 def test_every_tensor_core_kernel_agrees_with_direct(cupy, dtype):
     """All tiles and all ways to read the input, also those that no problem here would choose."""
+    if not has(cupy, dtype):
+        pytest.skip("this CuPy has no bfloat16")
     for operands in (*tensor_cores.OPERANDS.values(), tensor_cores.TF32, tensor_cores.SPLIT_TF32):
         if operands.dtype == dtype and operands.capability <= runtime.runtime().capability():
             for gather in tensor_cores.gathers(operands):
@@ -91,8 +99,10 @@ def test_every_tensor_core_kernel_agrees_with_direct(cupy, dtype):
                     assert implicit_gemm._is_right(operands, gather, tile), (operands, gather, tile)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
 def test_every_hopper_kernel_agrees_with_direct(cupy, dtype):
+    if not has(cupy, dtype):
+        pytest.skip("this CuPy has no bfloat16")
     problem = ConvProblem.forward(
         2, (1, 9, 9, 64), (64, 64, 3, 3), dtype=dtype, data_format="channels_last", precision="fast"
     )
@@ -177,7 +187,7 @@ def test_pooling(cupy, kind):
     @given(call=calls(kind))
     def check(call):
         name, x, arguments, problem = call
-        if problem.dtype != "bfloat16":  # CuPy has none
+        if has(cupy, problem.dtype):
             result = getattr(fastconv, name)(cupy.asarray(x), **arguments)
             # CUDA's powers are right to 4 units in the last place, 8 roundings: one for the sum, one for the root.
             assert_right(problem, result.get(), x, roundings=24)

@@ -215,6 +215,15 @@ def test_infinities_stay_in_their_receptive_field(emulated, tile):
     assert (~np.isfinite(y) == expected[None, :, :, None]).all()
 
 
+def test_a_first_call_compiles_two_programs(tile):
+    """Its own kernel's and that of direct, with which it is compared."""
+    problem = problem_of("forward", (1, 6, 6, 8), (5, 8, 3, 3), padding=1)
+    with runtime.use(EmulatedRuntime()) as device:
+        computed(problem, operands_of(problem))
+    files = sorted(file for file, _ in {(spec.file, spec.options) for spec in device.launched})
+    assert files == ["direct.cu", "implicit_gemm_hopper.cu"]
+
+
 class Wrong(EmulatedRuntime):
     """A device on which the kernel forgets its first output."""
 

@@ -380,7 +380,9 @@ def _work(problem: ConvProblem) -> Iterable[Work]:
             scattered = {"scattered": cut.counts["staged"]}
         # A tile of one channel waits for its loads instead.
         tiles = {"tile": 0.0} if cut.at_once and in_rows and piece.out_channels > 1 else {}
-        yield Work(cut.tasks, cut.counts | tiles | scattered)
+        # Complex sums stay in memory.
+        products = {"product": 0.0, "complex product": cut.counts["product"]} if accumulator.kind == "c" else {}
+        yield Work(cut.tasks, cut.counts | tiles | scattered | products)
 
 
 def _packing(problem: ConvProblem) -> Iterable[Work]:
@@ -397,9 +399,8 @@ class Direct(CpuAlgorithm):
     running = CostModel(
         _work,
         {
-            "product": 2.3e-11, "integer product": 4.6e-11, "tile": 5.9e-8, "staged": 1.5e-10, "row": 4e-8,
-            "result": 1e-10, "scattered": 1.1e-9,
-            "task": 2.1e-7, "call": 1.3e-5,
+            "product": 2.3e-11, "integer product": 4.6e-11, "complex product": 8e-10, "tile": 5.9e-8, "staged": 1.5e-10,
+            "row": 4e-8, "result": 1e-10, "scattered": 1.1e-9, "task": 2.1e-7, "call": 1.3e-5,
         },
         frozenset({"product", "integer product"}),
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import is_
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,9 +27,11 @@ _PROBLEMS = {
     "input_grad": (_TRANSPOSED_OPTIONS, ConvProblem.transposed),
 }
 
-# Executions by the caller's own arguments, so that a repeated call skips reading them again; with the choices they
-# were made from.
-_RECENT: dict[Any, tuple[Execution, tuple[Any, ...]]] = {}
+Made = TypeVar("Made")
+
+# Executions, and descriptions of poolings, by the caller's own arguments, so that a repeated call skips reading them
+# again; with the choices they were made from.
+_RECENT: dict[Any, tuple[Any, tuple[Any, ...]]] = {}
 _RECENT_MOST = 4096
 
 
@@ -92,7 +94,7 @@ def lookup(
     return remembered(key, (algorithm, device, *options), make)
 
 
-def remembered(key: tuple[Any, ...], choices: tuple[Any, ...], make: Callable[..., Execution]) -> Execution:
+def remembered(key: tuple[Any, ...], choices: tuple[Any, ...], make: Callable[..., Made]) -> Made:
     """What ``make(*choices)`` gives; what it gave, if it was asked before with this key and these choices."""
     limited = key, choices, workspace_limit()
     try:
@@ -101,12 +103,13 @@ def remembered(key: tuple[Any, ...], choices: tuple[Any, ...], make: Callable[..
         return remembered(key, _freeze(choices), make)
     # 1, 1.0 and True are equal keys but not equally good arguments; nearly always the very same objects come again.
     if recent is not None and (all(map(is_, choices, recent[1])) or _types(choices) == _types(recent[1])):
-        return recent[0]
-    execution = make(*choices)
+        made: Made = recent[0]
+        return made
+    made = make(*choices)
     if len(_RECENT) >= _RECENT_MOST:
         _RECENT.clear()
-    _RECENT[limited] = execution, choices
-    return execution
+    _RECENT[limited] = made, choices
+    return made
 
 
 def choose_anew() -> None:

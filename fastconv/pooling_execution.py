@@ -10,20 +10,24 @@ import numpy as np
 
 from fastconv import recycling
 from fastconv.arrays import adopt, at_home, check_out
+from fastconv.calling import remembered
 from fastconv.dispatch import adopt_all, library
 from fastconv.pooling_problem import PoolProblem
 
-# Problems by the caller's own arguments, so that a repeated call skips reading them again.
-_RECENT: dict[Any, PoolProblem] = {}
-_RECENT_MOST = 4096
 
-
-@at_home
 def apply(
     build: Callable[..., PoolProblem], op: str, ndim: int, x: Any, size: Any, return_indices: bool, out: Any,
     **options: Any,
 ) -> Any:  # fmt: skip
     """Pool as :func:`fastconv.max_pool2d` says: `build` makes the problem of `op`, `size` and the options."""
+    compute = _apply if type(x) is np.ndarray else _apply_at_home
+    return compute(x, build, op, ndim, size, return_indices, out, options)
+
+
+def _apply(
+    x: Any, build: Callable[..., PoolProblem], op: str, ndim: int, size: Any, return_indices: bool, out: Any,
+    options: dict[str, Any],
+) -> Any:  # fmt: skip
     if not isinstance(return_indices, (bool, np.bool_)):
         raise TypeError(f"return_indices={return_indices!r}: expected True or False")
     if out is None:
@@ -39,19 +43,19 @@ def apply(
     return (y, kind.give(indices)) if return_indices else y
 
 
+_apply_at_home = at_home(_apply)
+
+
 def describe(
-    build: Callable[..., PoolProblem], op: str, ndim: int, x_shape: Any, size: Any, dtype: Any, options: dict[str, Any]
-) -> PoolProblem:
+    build: Callable[..., PoolProblem], op: str, ndim: int, x_shape: tuple[int, ...], size: Any, dtype: Any,
+    options: dict[str, Any],
+) -> PoolProblem:  # fmt: skip
     """The problem that `build` makes; for equal arguments the same one."""
-    # The text tells 1, 1.0 and True apart, which are equal keys but not equally good arguments.
-    key = build, op, ndim, dtype, repr((x_shape, size, options))
-    problem = _RECENT.get(key)
-    if problem is None:
-        problem = build(op, ndim, x_shape, size, dtype=dtype.name, **options)
-        if len(_RECENT) >= _RECENT_MOST:
-            _RECENT.clear()
-        _RECENT[key] = problem
-    return problem
+
+    def make(size: Any, *values: Any) -> PoolProblem:
+        return build(op, ndim, x_shape, size, dtype=dtype.name, **dict(zip(options, values, strict=True)))
+
+    return remembered((build, op, ndim, x_shape, dtype, *options), (size, *options.values()), make)
 
 
 def pool(problem: PoolProblem, x: Any, out: Any, with_indices: bool, device: str) -> tuple[Any, Any]:

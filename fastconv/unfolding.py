@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fastconv import recycling
 from fastconv.arrays import adopt, at_home, named_dtype
 from fastconv.dispatch import library
 from fastconv.parsing import per_axis
@@ -117,9 +118,14 @@ def fold(x: Any, output_size: Any, kernel_size: Any, dilation: Any = 1, padding:
         )
     columns = x.reshape(problem.batch, channels, *problem.kernel, *problem.out_size)
     wide = x.dtype if x.dtype.kind in "iu" else named_dtype(problem.accumulator_dtype)
-    image = library(kind.device).zeros((problem.batch, channels, *problem.size), wide)
+    empty = recycling.empty if kind.device == "cpu" else library(kind.device).empty
+    image: Any = empty((problem.batch, channels, *problem.size), wide)
+    image[...] = 0
     for tap, met, sources in _meetings(problem):
-        image[(..., *sources)] += columns[(..., *tap, *met)]
+        if _is_met_once(problem):
+            image[(..., *sources)] = columns[(..., *tap, *met)]
+        else:
+            image[(..., *sources)] += columns[(..., *tap, *met)]
     return kind.give(image.astype(x.dtype, copy=False).reshape(problem.x_shape))
 
 
@@ -142,6 +148,12 @@ def _problem(
         len(kernel), shape, (1, channels, *kernel), dtype=compute_dtype(dtype, dtype), stride=stride, padding=padding,
         dilation=dilation,
     )  # fmt: skip
+
+
+def _is_met_once(p: ConvProblem) -> bool:
+    """Whether no two taps meet the same element: they lie at different distances from the places' grid."""
+    axes = zip(p.kernel, p.dilation, p.stride, strict=True)
+    return all(len({k * dilation % stride for k in range(kernel)}) == kernel for kernel, dilation, stride in axes)
 
 
 def _meetings(p: ConvProblem) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...], tuple[slice, ...]]]:

@@ -11,6 +11,7 @@ from strategies import LAYOUTS, empty, filled, laid_out, numpy_dtype
 
 import fastconv
 from fastconv import pooling_reference
+from fastconv.cpu.pooling import MAXIMUM, MEAN, NORM
 from fastconv.pooling_problem import PoolProblem
 from fastconv.problem import DATA_FORMATS
 from fastconv.registry import UNIT_ROUNDOFF
@@ -53,7 +54,7 @@ def calls(draw, kind):
         options["count_include_pad"] = draw(st.booleans())
         options["divisor_override"] = draw(st.none() | st.sampled_from((-2, 1, 7)))
     elif kind == "lp":
-        options["norm_type"] = draw(st.sampled_from((1, 2, 2.5)))
+        options["norm_type"] = draw(st.sampled_from((1, 2, 3, 2.5)))
     last = draw(st.booleans())
     options["data_format"] = DATA_FORMATS[ndim][last]
     shape = (*batch, *size, channels) if last else (*batch, channels, *size)
@@ -109,6 +110,23 @@ def test_indices_are_those_of_the_reference(call, layout, seed):
     result, indices = getattr(fastconv, name)(x, return_indices=True, **arguments)
     assert_right(problem, result, x)
     np.testing.assert_array_equal(indices, pooling_reference.indices(problem, x))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_cube_roots_of_any_size(dtype):
+    about = np.finfo(dtype)
+    ends = np.log(float(about.smallest_subnormal)), np.log(float(about.max))
+    cubes = np.exp(np.random.default_rng(0).uniform(*ends, 4001)).astype(dtype)
+    x = np.concatenate((np.cbrt(cubes.astype(np.longdouble)), [0, -0.0, np.inf, np.nan, -1])).astype(dtype)
+    with np.errstate(under="ignore"):
+        exact = np.cbrt((x * x * x).astype(np.longdouble))
+    exact[-1] = np.nan
+    np.testing.assert_allclose(fastconv.lp_pool1d(x[None], 3, 1)[0], exact, rtol=5 * UNIT_ROUNDOFF[dtype])
+
+
+def test_no_kind_of_pooling_is_taken_for_another():
+    """Numba takes a structure for one that it begins with."""
+    assert len({kind.fields["half"][1] for kind in (MAXIMUM, MEAN, NORM)}) == 3
 
 
 @pytest.mark.parametrize("ndim", [1, 2, 3])

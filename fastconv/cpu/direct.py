@@ -289,8 +289,9 @@ class _Cut:
         self.at_once = all_lines <= lines and accumulator.kind == "f" and columns >= vector
         self.in_runs = c.stride[2] == 1 or line.parts[1] in SPLITS
         sums = line.rows * padded(columns, accumulator.itemsize) if self.at_once else pitch  # idle ones included
+        product = {"i": "integer product", "c": "complex product"}.get(accumulator.kind, "product")
         self.counts = {
-            "integer product" if accumulator.kind == "i" else "product": spatial * sums * c.out_channels * c.reduction,
+            product: spatial * sums * c.out_channels * c.reduction,
             "tile": spatial * -(-pitch // strip) * -(-c.out_channels // self.tile) * -(-all_lines // lines),
             "staged": (staged := (spatial if self.at_once else self.tasks) * all_lines * line.staged),
             "row": staged / line.period / (line.parts[1] if self.in_runs else 1),
@@ -380,9 +381,7 @@ def _work(problem: ConvProblem) -> Iterable[Work]:
             scattered = {"scattered": cut.counts["staged"]}
         # A tile of one channel waits for its loads instead.
         tiles = {"tile": 0.0} if cut.at_once and in_rows and piece.out_channels > 1 else {}
-        # Complex sums stay in memory.
-        products = {"product": 0.0, "complex product": cut.counts["product"]} if accumulator.kind == "c" else {}
-        yield Work(cut.tasks, cut.counts | tiles | scattered | products)
+        yield Work(cut.tasks, cut.counts | tiles | scattered)
 
 
 def _packing(problem: ConvProblem) -> Iterable[Work]:

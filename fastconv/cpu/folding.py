@@ -33,36 +33,33 @@ from llvmlite import ir
 
 from fastconv.cpu.emitting import BYTE, INDEX, LANE, POINTER, counted, data_of, define, itemsize, moved, vector_of
 from fastconv.cpu.jit import intrinsic
-from fastconv.cpu.rows import each_vector
 from fastconv.machine import vector_bytes
-
-#: Operations: the maximum; the sum; and the root of the sum of squares, which is a sum to all but readers and writers.
-MAX, SUM, NORM = range(3)
 
 _VECTORS = 4  # accumulators at once
 
 
 @intrinsic
-def fold(typing_context, op, target, to, pace, source, begin, step, leaps, taps, length, scale, divisor):  # type: ignore[no-untyped-def]
+def fold(typing_context, target, to, pace, source, begin, step, leaps, taps, length, divisor, root):  # type: ignore[no-untyped-def]
     """Fold `length` windows of `source`, from byte `begin` on, into `target`, from byte `to` on.
 
-    Steps and leaps are bytes and may be negative. A sum is multiplied by `scale` and divided by `divisor`, numbers of
-    the target's dtype, before its root is taken, if any.
+    Steps and leaps are bytes and may be negative. With None for `divisor` it is the maximum; else the sum, divided by
+    that number of the target's dtype. With a `root` of 2 or 3 what is summed are powers, of which the root is taken.
     """
     from numba import types
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        kind = signature.args[1].dtype
+        kind = signature.args[0].dtype
         number = context.get_data_type(kind)
-        op, target, to, pace, source, begin, step, leaps, taps, length, scale, divisor = arguments
-        target = data_of(context, builder, signature.args[1], target, BYTE, to)
-        source = data_of(context, builder, signature.args[4], source, BYTE, begin)
+        target, to, pace, source, begin, step, leaps, taps, length, *given = arguments
+        target = data_of(context, builder, signature.args[0], target, BYTE, to)
+        source = data_of(context, builder, signature.args[3], source, BYTE, begin)
         numbers = [builder.extract_value(triple, i) for triple in (leaps, taps) for i in range(3)]
-        function = _define_fold(builder.module, number, str(kind))
-        builder.call(function, (op, target, pace, source, step, *numbers, length, scale, divisor))
+        given = given[: sum(not isinstance(each, types.NoneType) for each in (divisor, root))]
+        function = _define_fold(builder.module, number, str(kind), len(given))
+        builder.call(function, (target, pace, source, step, *numbers, length, *given))
         return context.get_dummy_value()
 
-    return types.void(op, target, to, pace, source, begin, step, leaps, taps, length, scale, divisor), generate
+    return types.void(target, to, pace, source, begin, step, leaps, taps, length, divisor, root), generate
 
 
 class Apart(Enum):
@@ -187,8 +184,23 @@ class Windows:
             if apart != Apart.OTHER:
                 choice.add_case(INDEX(2 * apart.elements * size + apart.paced), block)
             builder.position_at_end(block)
-            each_vector(builder, length, lambda at, width, apart=apart: body(at, width, apart), widths[apart])  # type: ignore[misc]
+            self._cover(length, widths[apart], lambda at, width, apart=apart: body(at, width, apart))  # type: ignore[misc]
             builder.branch(done)
+        builder.position_at_end(done)
+
+    def _cover(self, length: ir.Value, widths: tuple[int, ...], body: Callable[[ir.Value, int], None]) -> None:
+        """Emit ``body(at, width)`` once for each width, of which the widest is taken that is not too long."""
+        builder, done = self.builder, self.builder.append_basic_block("covered")
+        for width in widths:
+            enough, shorter = (builder.append_basic_block(f"width.{width}.{which}") for which in ("enough", "shorter"))
+            builder.cbranch(builder.icmp_signed(">=", length, INDEX(width)), enough, shorter)
+            builder.position_at_end(enough)
+            last = builder.sub(length, INDEX(width))
+            with counted(builder, INDEX(0), length, width) as at:
+                body(builder.select(builder.icmp_signed("<", at, last), at, last), width)
+            builder.branch(done)
+            builder.position_at_end(shorter)
+        builder.branch(done)
         builder.position_at_end(done)
 
 
@@ -202,53 +214,42 @@ class Operation:
     finish: Callable[[ir.Value], ir.Value]
 
 
-def _define_fold(module: ir.Module, number: ir.Type, kind: str) -> ir.Function:
-    """The function (op, target, pace, source, step, leaps…, taps…, length, scale, divisor) for a NumPy dtype."""
+def _define_fold(module: ir.Module, number: ir.Type, kind: str, given: int) -> ir.Function:
+    """The function (target, pace, source, step, leaps…, taps…, length, divisor, root) for a NumPy dtype.
+
+    Without the last two it is the maximum, without the last one the mean.
+    """
     from numba.core import cgutils
 
     lanes = vector_bytes() // itemsize(number)
-    arguments = [INDEX, POINTER, INDEX, POINTER, *[INDEX] * 8, number, number]
-    function, known = define(module, f"fastconv_fold_{kind}_{lanes}", arguments)
+    arguments = [POINTER, INDEX, POINTER, *[INDEX] * 8, *[number, INDEX][:given]]
+    function, known = define(module, f"fastconv_fold_{kind}_{lanes}_{given}", arguments)
     if known:
         return function
-    op, target, pace, source, step, *numbers, length, scale, divisor = function.args
+    target, pace, source, step, *numbers, length = function.args[:11]
     builder = ir.IRBuilder(function.append_basic_block())
     windows = Windows(builder, number, source, step, numbers[:3], numbers[3:])
+    make = (_maximum, _mean, _norm)[given]
+    operation = make(builder, number, kind, *function.args[11:])
 
-    def emit(operation: Operation) -> None:
-        def body(at: ir.Value, width: int, apart: Apart) -> None:
-            start = windows.window(at)
-            total = cgutils.alloca_once(builder, ir.VectorType(number, width))
-            builder.store(_all(number, operation.least, width), total)
-            with windows.elements() as (offset, _):
-                value = operation.read(windows.vector(moved(builder, start, offset, BYTE), width, apart))
-                builder.store(operation.combine(value, builder.load(total, typ=value.type)), total)
-            result = operation.finish(builder.load(total, typ=ir.VectorType(number, width)))
-            windows.write(result, target, at, pace if apart.paced else None)
+    def body(at: ir.Value, width: int, apart: Apart) -> None:
+        start = windows.window(at)
+        total = cgutils.alloca_once(builder, ir.VectorType(number, width))
+        builder.store(_all(number, operation.least, width), total)
+        with windows.elements() as (offset, _):
+            value = operation.read(windows.vector(moved(builder, start, offset, BYTE), width, apart))
+            builder.store(operation.combine(value, builder.load(total, typ=value.type)), total)
+        result = operation.finish(builder.load(total, typ=ir.VectorType(number, width)))
+        windows.write(result, target, at, pace if apart.paced else None)
 
-        gaps = builder.icmp_signed("!=", numbers[2], INDEX(itemsize(number)))
-        short = builder.icmp_signed("<", numbers[5], INDEX(lanes))
-        near = builder.icmp_unsigned("<=", step, INDEX(2 * itemsize(number)))
-        with builder.if_else(builder.or_(near, builder.or_(gaps, short))) as (across, along):
-            with across:
-                windows.each(length, builder.icmp_signed("!=", pace, INDEX(itemsize(number))), body, lanes)
-            with along, counted(builder, INDEX(0), length) as at:
-                windows.write(operation.finish(_along(windows, operation, at, lanes)), target, at, pace)
-
-    maximum = builder.append_basic_block("maximum")
-    done = builder.append_basic_block("done")
-    if isinstance(number, ir.IntType):
-        builder.branch(maximum)
-    else:
-        total = builder.append_basic_block("total")
-        builder.cbranch(builder.icmp_signed("==", op, INDEX(MAX)), maximum, total)
-        builder.position_at_end(total)
-        emit(_sum(builder, builder.icmp_signed("==", op, INDEX(NORM)), scale, divisor))
-        builder.branch(done)
-    builder.position_at_end(maximum)
-    emit(_maximum(builder, number, kind))
-    builder.branch(done)
-    builder.position_at_end(done)
+    gaps = builder.icmp_signed("!=", numbers[2], INDEX(itemsize(number)))
+    short = builder.icmp_signed("<", numbers[5], INDEX(lanes))
+    near = builder.icmp_unsigned("<=", step, INDEX(2 * itemsize(number)))
+    with builder.if_else(builder.or_(near, builder.or_(gaps, short))) as (across, along):
+        with across:
+            windows.each(length, builder.icmp_signed("!=", pace, INDEX(itemsize(number))), body, lanes)
+        with along, counted(builder, INDEX(0), length) as at:
+            windows.write(operation.finish(_along(windows, operation, at, lanes)), target, at, pace)
     builder.ret_void()
     return function
 
@@ -318,25 +319,64 @@ def _maximum(builder: ir.IRBuilder, number: ir.Type, kind: str) -> Operation:
     return Operation(least_of(number, kind), lambda value: value, combine, lambda most: most)
 
 
-def _sum(builder: ir.IRBuilder, squared: ir.Value, scale: ir.Value, divisor: ir.Value) -> Operation:
-    def read(value: ir.Value) -> ir.Value:
-        factor = builder.select(squared, value, _all(value.type.element, 1.0, value.type.count))
-        return builder.fmul(value, factor, flags=("contract",))
+def _mean(builder: ir.IRBuilder, number: ir.Type, kind: str, divisor: ir.Value) -> Operation:
+    def combine(value: ir.Value, total: ir.Value) -> ir.Value:
+        return builder.fadd(value, total, flags=("contract",))  # with a product one instruction
 
     def finish(total: ir.Value) -> ir.Value:
-        from numba.core import cgutils
+        return builder.fdiv(total, vector_of(builder, divisor, total.type.count))
 
-        by, over = (vector_of(builder, factor, total.type.count) for factor in (scale, divisor))
+    return Operation(0.0, lambda value: value, combine, finish)
+
+
+def _norm(builder: ir.IRBuilder, number: ir.Type, kind: str, divisor: ir.Value, root: ir.Value) -> Operation:
+    from numba.core import cgutils
+
+    mean, square = _mean(builder, number, kind, divisor), builder.icmp_signed("==", root, INDEX(2))
+
+    def read(value: ir.Value) -> ir.Value:
+        factor = builder.select(square, _all(number, 1.0, value.type.count), value)
+        return builder.fmul(builder.fmul(value, value), factor, flags=("contract",))
+
+    def finish(total: ir.Value) -> ir.Value:
+        total = mean.finish(total)
         result = cgutils.alloca_once(builder, total.type)
-        total = builder.fdiv(builder.fmul(total, by), over)
-        builder.store(total, result)
-        with builder.if_then(squared):
-            name = f"llvm.sqrt.v{total.type.count}f{8 * itemsize(total.type.element)}"
-            root = cgutils.get_or_insert_function(builder.module, ir.FunctionType(total.type, [total.type]), name)
-            builder.store(builder.call(root, [total]), result)
+        with builder.if_else(square) as (squares, cubes):
+            with squares:
+                name = f"llvm.sqrt.v{total.type.count}f{8 * itemsize(number)}"
+                sqrt = cgutils.get_or_insert_function(builder.module, ir.FunctionType(total.type, [total.type]), name)
+                builder.store(builder.call(sqrt, [total]), result)
+            with cubes:
+                builder.store(_cube_root(builder, total), result)
         return builder.load(result, typ=total.type)
 
-    def combine(value: ir.Value, total: ir.Value) -> ir.Value:
-        return builder.fadd(value, total, flags=("contract",))  # with the product one instruction
+    return Operation(0.0, read, mean.combine, finish)
 
-    return Operation(0.0, read, combine, finish)
+
+def _cube_root(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """The cube root of numbers that are not negative; of others it is not a number.
+
+    A third of the bits, exponent and all, is a root within 5 % (Kahan, "Computing a real cube root", 1991), and each of
+    Halley's steps, ``y (1 + 2 r) / (2 + r)`` with ``r = x / y^3``, leaves two thirds of the error's cube. Subnormal
+    numbers, whose bits say less, are multiplied by a power of 8 before.
+    """
+    number, width = x.type.element, x.type.count
+    size, about = itemsize(number), np.finfo(f"f{itemsize(number)}")
+    bits = ir.VectorType(ir.IntType(8 * size), width)
+    start = int((2 / 3 * (about.maxexp - 1) - 0.03306235651) * 2**about.nmant)
+
+    def all_(value: float) -> ir.Constant:
+        return _all(number, value, width)
+
+    small = builder.fcmp_ordered("<", x, all_(float(about.tiny)))
+    scaled = builder.select(small, builder.fmul(x, all_(8.0**about.nmant)), x)
+    third = builder.udiv(builder.bitcast(scaled, bits), _all(bits.element, 3, width))
+    y = builder.bitcast(builder.add(third, _all(bits.element, start, width)), x.type)
+    for _ in range(2 if size == 4 else 3):
+        ratio = builder.fdiv(builder.fdiv(scaled, y), builder.fmul(y, y))
+        above = builder.fadd(all_(1.0), builder.fadd(ratio, ratio))
+        y = builder.fmul(y, builder.fdiv(above, builder.fadd(all_(2.0), ratio)))
+    y = builder.select(small, builder.fmul(y, all_(2.0**-about.nmant)), y)
+    negative = builder.fcmp_ordered("<", x, all_(0.0))
+    ends = builder.or_(builder.fcmp_ordered("==", x, all_(0.0)), builder.fcmp_ordered("==", x, all_(math.inf)))
+    return builder.select(negative, all_(math.nan), builder.select(ends, x, y))

@@ -11,7 +11,7 @@ Large windows that overlap are folded separably. The rows of a window become one
 
     line[w] = fold over (kd, kh) of x[d, h, w]        y[t] = fold over kw of line[t * stride + kw * dilation]
 
-so that a window of K x K costs 2 K folds an element instead of K * K. Half types, and exponents other than 2, are
+so that a window of K x K costs 2 K folds an element instead of K * K. Half types, and exponents other than 2 and 3, are
 brought into scratch memory row by row, so they go by lines too. All else is read where it lies and written where it
 belongs. A line is cut into blocks of channels so that it stays in L1.
 """
@@ -28,17 +28,20 @@ import numpy as np
 from fastconv.arrays import named_dtype
 from fastconv.cpu.elements import load, store
 from fastconv.cpu.finding import find
-from fastconv.cpu.folding import MAX, NORM, SUM, fold
+from fastconv.cpu.folding import fold
 from fastconv.cpu.jit import HALF_FORMATS, TaskKernel, array, generic, inline, records
 from fastconv.cpu.rows import read_run, without_gaps
 from fastconv.pooling_problem import WINDOW, PoolProblem
 
+_COMMON = [(name, np.int64) for name in ("half", "staged", "block", "rows", "line")] + [("dilation", np.int64, (3,))]
+
 #: The numbers of a pooling as kernels receive them. A task is `rows` rows of results by `block` channels. By lines,
-#: these lie `line` elements apart in scratch memory; `line` is 0 if windows are folded where they lie.
-POOLING = np.dtype(
-    [(name, np.int64) for name in ("op", "half", "block", "rows", "line", "divisor", "scale")]
-    + [("dilation", np.int64, (3,)), ("exponent", np.float64)]
-)
+#: these lie `line` elements apart in scratch memory, and are `staged` if elements must be widened or raised to a power.
+#: Whether a kernel sums, and takes roots, it is told by type, so that no call compiles what it does not need. No type
+#: begins with another's fields: Numba would take the one for the other.
+MAXIMUM = np.dtype(_COMMON)
+MEAN = np.dtype([("divisor", np.int64), ("scale", np.int64), ("exponent", np.float64), *_COMMON])
+NORM = np.dtype([("root", np.int64), *MEAN.descr])
 
 #: Windows along a row: `count` of them, at places `place, place + pace, ...`, of `taps` elements; they begin at
 #: elements `first, first + step, ...`.
@@ -48,6 +51,7 @@ RUN = np.dtype([(name, np.int64) for name in ("place", "pace", "count", "first",
 #: and are `high`; or, `upright`, of a run along a column. The rest is as for a run; `span` is that of both axes.
 SEGMENT = np.dtype([(name, np.int64) for name in ("row", "top", "high", "upright", *(RUN.names or ()))])
 
+_IN_WINDOWS = 1, 2, 3  # exponents of what is raised as windows are folded
 _BLOCK = 4096  # elements of a line that is cut into blocks of channels: half of L1
 _LEAST_CHANNELS = 64
 _SHARED_CHANNELS = 256  # of a task, where there are few rows of results
@@ -61,15 +65,34 @@ _LANES = 8  # by which to tell how much slower elements are read one by one
 
 
 @generic
-def _raise(values: Any, exponent: Any) -> Any:
-    """Raise numbers to an exponent; integers have no exponent but 1."""
-    from numba import types
+def _divisor(p: Any, span: Any, number: Any) -> Any:
+    """By what the sum of a window is divided, None for a maximum."""
+    if "divisor" not in p.fields:
+        return lambda p, span, number: None
+    return lambda p, span, number: number((span if p.divisor == 0 else p.divisor) / p.scale)
 
-    if not isinstance(values.dtype, types.Float):
-        return lambda values, exponent: None
 
-    def power(values, exponent):  # type: ignore[no-untyped-def]
+@generic
+def _root(p: Any) -> Any:
+    """Which root of a sum is taken, None if it is none."""
+    return (lambda p: p.root) if "root" in p.fields else lambda p: None
+
+
+@generic
+def _one(p: Any, number: Any) -> Any:
+    """By what a sum is divided that is summed further, None for a maximum."""
+    return (lambda p, number: number(1)) if "divisor" in p.fields else lambda p, number: None
+
+
+@generic
+def _raise(values: Any, p: Any, inverse: Any) -> Any:
+    """Raise numbers that are to be summed to the exponent, or their sums to its inverse."""
+    if "exponent" not in p.fields:
+        return lambda values, p, inverse: None
+
+    def power(values, p, inverse):  # type: ignore[no-untyped-def]
         number = values.dtype.type
+        exponent = 1 / p.exponent if inverse else p.exponent
         if exponent == 2:
             for i in range(np.uintp(values.shape[0])):
                 values[i] = values[i] * values[i]
@@ -79,7 +102,7 @@ def _raise(values: Any, exponent: Any) -> Any:
         elif exponent == 0.5:
             for i in range(np.uintp(values.shape[0])):
                 values[i] = math.sqrt(values[i])
-        else:
+        elif exponent != 1:
             for i in range(values.shape[0]):
                 values[i] = number(math.pow(values[i], exponent))
 
@@ -88,8 +111,8 @@ def _raise(values: Any, exponent: Any) -> Any:
 
 @generic
 def _fold_windows(
-    op: Any, target: Any, to: Any, pace: Any, source: Any, begin: Any, step: Any, leaps: Any, taps: Any, width: Any,
-    runs: Any, channels: Any, area: Any, p: Any,
+    target: Any, to: Any, pace: Any, source: Any, begin: Any, step: Any, leaps: Any, taps: Any, width: Any, runs: Any,
+    channels: Any, area: Any, p: Any,
 ) -> Any:  # fmt: skip
     """Fold the windows of a row of `source`, from byte `begin` on, to those of `target`, from byte `to` on.
 
@@ -99,22 +122,21 @@ def _fold_windows(
     from numba import types
 
     if target.dtype == types.uint16:  # half types are folded in float32
-        return lambda op, target, to, pace, source, begin, step, leaps, taps, width, runs, channels, area, p: None
+        return lambda target, to, pace, source, begin, step, leaps, taps, width, runs, channels, area, p: None
 
-    def fold_windows(op, target, to, pace, source, begin, step, leaps, taps, width, runs, channels, area, p):  # type: ignore[no-untyped-def]
+    def fold_windows(target, to, pace, source, begin, step, leaps, taps, width, runs, channels, area, p):  # type: ignore[no-untyped-def]
         number = target.dtype.type
         for r in range(runs.shape[0]):
             run = runs[r]
-            divisor = area * run.span if p.divisor == 0 else p.divisor
             fold(
-                op, target, to + run.place * pace[0], run.pace * pace[0], source, begin + run.first * step[0],
-                run.step * step[0], leaps, (taps[0], taps[1], run.taps), run.count, number(p.scale), number(divisor),
+                target, to + run.place * pace[0], run.pace * pace[0], source, begin + run.first * step[0],
+                run.step * step[0], leaps, (taps[0], taps[1], run.taps), run.count,
+                _divisor(p, area * run.span, number), _root(p),
             )  # fmt: skip
         for t in range(width.shape[0] if runs.shape[0] == 0 else 0):
-            divisor = area * width[t].span if p.divisor == 0 else p.divisor
             fold(
-                op, target, to + t * pace[0], pace[1], source, begin + width[t].first * step[0], step[1], leaps,
-                (taps[0], taps[1], width[t].taps), channels, number(p.scale), number(divisor),
+                target, to + t * pace[0], pace[1], source, begin + width[t].first * step[0], step[1], leaps,
+                (taps[0], taps[1], width[t].taps), channels, _divisor(p, area * width[t].span, number), _root(p),
             )  # fmt: skip
 
     return fold_windows
@@ -130,23 +152,22 @@ def _stage(x, n, g, d, h, c, channels, p, out):  # type: ignore[no-untyped-def]
         for w in range(row.shape[0]):
             for i in range(channels):
                 out[w * channels + i] = load(row[w, c + i], p.half)
-    if p.exponent != 1:
-        _raise(out, p.exponent)
+    _raise(out, p, False)
 
 
 @inline
 def _fold_rows(x, n, g, c, channels, deep, high, p, scratch):  # type: ignore[no-untyped-def]
     """Fold the rows of a window into a line, and say from which element of scratch memory on it lies."""
-    length, size, one = x.shape[4] * channels, scratch.itemsize, scratch.dtype.type(1)
-    if p.half == 0 and p.exponent == 1:
+    length, size, one = x.shape[4] * channels, scratch.itemsize, _one(p, scratch.dtype.type)
+    if p.staged == 0:
         begin = n * x.strides[0] + g * x.strides[1] + deep.first * x.strides[2] + high.first * x.strides[3]
         leaps, taps = (p.dilation[0] * x.strides[2], p.dilation[1] * x.strides[3], 0), (deep.taps, high.taps, 1)
         joined = x.strides[5] == x.itemsize and x.strides[4] == channels * x.itemsize
         runs, step = 1 if channels == 1 or joined else x.shape[4], x.strides[4 if channels == 1 else 5]
         for w in range(runs):
             fold(
-                p.op, scratch, w * channels * size, size, x, begin + w * x.strides[4] + c * x.strides[5], step, leaps,
-                taps, length // runs, one, one,
+                scratch, w * channels * size, size, x, begin + w * x.strides[4] + c * x.strides[5], step, leaps, taps,
+                length // runs, one, None,
             )  # fmt: skip
         return 0
     at = 0
@@ -162,7 +183,7 @@ def _fold_rows(x, n, g, c, channels, deep, high, p, scratch):  # type: ignore[no
             # The staged row lies between two lines, which take turns to hold what is folded so far.
             _stage(x, n, g, d, h, c, channels, p, scratch[p.line : p.line + length])
             towards, to = (p.line if at == 0 else -p.line) * size, 2 * p.line - at
-            fold(p.op, scratch, to * size, size, scratch, at * size, size, (0, 0, towards), (1, 1, 2), length, one, one)
+            fold(scratch, to * size, size, scratch, at * size, size, (0, 0, towards), (1, 1, 2), length, one, None)
             at = to
     return at
 
@@ -192,76 +213,65 @@ def _place(task, y, blocks, strips):  # type: ignore[no-untyped-def]
     return n, g, d, block, strip
 
 
-@generic
-def _fold_segments(
-    x: Any, begin: Any, y: Any, to: Any, deep: Any, segments: Any, low: Any, high: Any, p: Any,
-) -> Any:  # fmt: skip
-    """Fold segments `low` to `high` of a plane of `y` that begins at byte `to`, and its windows at byte `begin`."""
-    from numba import types
-
-    if y.dtype == types.uint16:  # half types are folded in float32
-        return lambda x, begin, y, to, deep, segments, low, high, p: None
-
-    def fold_segments(x, begin, y, to, deep, segments, low, high, p):  # type: ignore[no-untyped-def]
-        number = y.dtype.type
-        leaps = p.dilation[0] * x.strides[2], p.dilation[1] * x.strides[3], p.dilation[2] * x.strides[4]
-        for k in range(low, high):
+def _whole(first, last, x, y, depth, height, width, runs, segments, strips, pooling, scratch):  # type: ignore[no-untyped-def]
+    """Compute tasks `first` to `last` of ``y (N, G, TD, TH, TW, C)`` from windows of ``x (N, G, D, H, W, C)``."""
+    p = pooling[0]
+    blocks, number = -(-x.shape[5] // p.block), y.dtype.type
+    pace, step = (y.strides[4], y.strides[5]), (x.strides[4], x.strides[5])
+    leaps = p.dilation[0] * x.strides[2], p.dilation[1] * x.strides[3], p.dilation[2] * x.strides[4]
+    for task in range(first, last):
+        n, g, d, block, strip = _place(task, y, blocks, strips.shape[0] - 1)
+        c, deep = block * p.block, depth[d]
+        channels = min(p.block, x.shape[5] - c)
+        begin = n * x.strides[0] + g * x.strides[1] + deep.first * x.strides[2] + c * x.strides[5]
+        to = n * y.strides[0] + g * y.strides[1] + d * y.strides[2] + c * y.strides[5]
+        for k in range(strips[strip], strips[strip + 1] if segments.shape[0] > 0 else 0):
             s = segments[k]
-            divisor = deep.span * s.span if p.divisor == 0 else p.divisor
             fold(
-                p.op, y, to + s.row * y.strides[3] + s.place * y.strides[4],
+                y, to + s.row * y.strides[3] + s.place * y.strides[4],
                 s.pace * (y.strides[3] if s.upright else y.strides[4]),
                 x, begin + s.top * x.strides[3] + s.first * x.strides[4],
                 s.step * (x.strides[3] if s.upright else x.strides[4]),
-                leaps, (deep.taps, s.high, s.taps), s.count, number(p.scale), number(divisor),
+                leaps, (deep.taps, s.high, s.taps), s.count, _divisor(p, deep.span * s.span, number), _root(p),
+            )  # fmt: skip
+        for h in range(strip * p.rows, min((strip + 1) * p.rows, y.shape[3]) if segments.shape[0] == 0 else 0):
+            high = height[h]
+            _fold_windows(
+                y, to + h * y.strides[3], pace, x, begin + high.first * x.strides[3], step, leaps,
+                (deep.taps, high.taps), width, runs, channels, deep.span * high.span, p,
             )  # fmt: skip
 
-    return fold_segments
 
-
-def _pool(first, last, x, y, depth, height, width, runs, segments, strips, pooling, scratch):  # type: ignore[no-untyped-def]
-    """Compute tasks `first` to `last` of ``y (N, G, TD, TH, TW, C)`` from ``x (N, G, D, H, W, C)``."""
+def _lines(first, last, x, y, depth, height, width, runs, strips, pooling, scratch):  # type: ignore[no-untyped-def]
+    """The same, by lines."""
     p = pooling[0]
     blocks = -(-x.shape[5] // p.block)
     size, end = scratch.itemsize, 3 * p.line
     for task in range(first, last):
         n, g, d, block, strip = _place(task, y, blocks, strips.shape[0] - 1)
-        c = block * p.block
+        c, deep = block * p.block, depth[d]
         channels = min(p.block, x.shape[5] - c)
-        deep, pace, step = depth[d], (y.strides[4], y.strides[5]), (x.strides[4], x.strides[5])
-        if p.line == 0 and segments.shape[0] > 0:
-            begin = n * x.strides[0] + g * x.strides[1] + deep.first * x.strides[2]
-            to = n * y.strides[0] + g * y.strides[1] + d * y.strides[2]
-            _fold_segments(x, begin, y, to, deep, segments, strips[strip], strips[strip + 1], p)
-            continue
+        beside = channels * size, size
+        leaps = 0, 0, p.dilation[2] * beside[0]
         for h in range(strip * p.rows, min((strip + 1) * p.rows, y.shape[3])):
             high = height[h]
             area = deep.span * high.span
-            to = n * y.strides[0] + g * y.strides[1] + d * y.strides[2] + h * y.strides[3] + c * y.strides[5]
-            if p.line == 0:
-                begin = n * x.strides[0] + g * x.strides[1] + c * x.strides[5]
-                begin += deep.first * x.strides[2] + high.first * x.strides[3]
-                leaps = p.dilation[0] * x.strides[2], p.dilation[1] * x.strides[3], p.dilation[2] * x.strides[4]
-                taps = deep.taps, high.taps
-                _fold_windows(p.op, y, to, pace, x, begin, step, leaps, taps, width, runs, channels, area, p)
-                continue
             begin = _fold_rows(x, n, g, c, channels, deep, high, p, scratch) * size
-            beside = channels * size, size
-            leaps = 0, 0, p.dilation[2] * beside[0]
-            if p.half == 0 and p.exponent == 1:
-                _fold_windows(p.op, y, to, pace, scratch, begin, beside, leaps, (1, 1), width, runs, channels, area, p)
+            if p.staged == 0:
+                to = n * y.strides[0] + g * y.strides[1] + d * y.strides[2] + h * y.strides[3] + c * y.strides[5]
+                pace = y.strides[4], y.strides[5]
+                _fold_windows(y, to, pace, scratch, begin, beside, leaps, (1, 1), width, runs, channels, area, p)
                 continue
             _fold_windows(
-                p.op, scratch, end * size, beside, scratch, begin, beside, leaps, (1, 1), width, runs, channels, area, p
+                scratch, end * size, beside, scratch, begin, beside, leaps, (1, 1), width, runs, channels, area, p
             )
             sums = scratch[end : end + y.shape[4] * channels]
-            if p.exponent != 1:
-                _raise(sums, 1 / p.exponent)
+            _raise(sums, p, True)
             _write(sums, y, n, g, d, h, c, channels, p.half)
 
 
 def _find(first, last, x, y, indices, depth, height, width, runs, segments, strips, pooling, scratch):  # type: ignore[no-untyped-def]
-    """The same for a maximum and where it stands in its image."""
+    """As :func:`_whole`, for a maximum and where it stands in its image."""
     p = pooling[0]
     blocks = -(-x.shape[5] // p.block)
     plane, row = x.shape[3] * x.shape[4], x.shape[4]
@@ -298,7 +308,7 @@ def _find(first, last, x, y, indices, depth, height, width, runs, segments, stri
                 )  # fmt: skip
 
 
-_pool_kernel, _find_kernel = TaskKernel(_pool), TaskKernel(_find)
+_whole_kernel, _lines_kernel, _find_kernel = TaskKernel(_whole), TaskKernel(_lines), TaskKernel(_find)
 
 
 class PoolPlan:
@@ -322,11 +332,8 @@ class PoolPlan:
         p = problem if with_indices else _joined(problem)
         self._joined = None if p is problem else p.views
         self._elements, self._half = p.elements, p.dtype in HALF_FORMATS
-        op = MAX if p.op == "max" else NORM if p.exponent == 2 and not self._half else SUM
-        exponent = 1.0 if op == NORM else p.exponent
-        by_lines = not with_indices and (self._half or exponent != 1 or _is_separable(p))
-        if by_lines and op == NORM:
-            op, exponent = SUM, 2.0
+        staged = bool(self._half) or p.exponent not in _IN_WINDOWS
+        by_lines = not with_indices and (staged or (p.exponent == 1 and _is_separable(p)))
         depth, height, width = (axis.windows(p.count_include_pad) for axis in p.axes)
         runs = _runs(width, p.axes[2].period)
         self._across = not by_lines and not p.channels_last and len(runs) * _LEAST_RUN > len(width)
@@ -345,14 +352,15 @@ class PoolPlan:
         self._tasks = planes * -(-p.out_size[1] // rows)
         line = p.size[2] * block if by_lines else 0
         self._scratch = 3 * line + p.out_size[2] * block if by_lines else 0
-        self._pooling = np.zeros(1, POOLING)
         values = {
-            "op": op, "half": HALF_FORMATS.get(p.dtype, 0), "block": block, "rows": rows, "line": line,
+            "half": HALF_FORMATS.get(p.dtype, 0), "staged": staged, "block": block, "rows": rows, "line": line,
             "divisor": p.divisor or 0, "scale": p.scale, "dilation": [axis.dilation for axis in p.axes],
-            "exponent": exponent,
+            "exponent": p.exponent, "root": p.exponent,
         }  # fmt: skip
-        for name, value in values.items():
-            self._pooling[name] = value
+        kind = MAXIMUM if p.op == "max" else MEAN if p.exponent == 1 or by_lines else NORM
+        self._pooling = np.zeros(1, kind)
+        for name in kind.names or ():
+            self._pooling[name] = values[name]
         bounds, parts = range(0, p.out_size[1] + rows, rows), []
         if channels == 1 and not by_lines:
             upright = np.array(_runs_of(height, 1), RUN)
@@ -360,15 +368,16 @@ class PoolPlan:
         ends = np.zeros(len(bounds), np.int64)
         ends[1 : len(parts) + 1] = np.cumsum(list(map(len, parts)))
         segments = np.array(list(chain(*parts)), SEGMENT)
-        self._windows = depth, height, width, runs[: len(runs) if channels == 1 else 0], segments, ends
+        parts_of_rows = () if by_lines else (segments,)
+        self._windows = depth, height, width, runs[: len(runs) if channels == 1 else 0], *parts_of_rows, ends
         table, image = records(WINDOW), array(named_dtype(p.dtype), 6)
         result = array(named_dtype(p.dtype), 6, readonly=False)
         found = (array(np.dtype(np.int64), 6, readonly=False),) if with_indices else ()
         scratch = array(named_dtype(p.accumulator_dtype), 1, contiguous=True, readonly=False)
-        kernel = _find_kernel if with_indices else _pool_kernel
+        kernel = _find_kernel if with_indices else _lines_kernel if by_lines else _whole_kernel
         self._run = kernel.compile(
-            image, result, *found, table, table, table, records(RUN), records(SEGMENT),
-            array(np.dtype(np.int64), 1, contiguous=True), records(POOLING), scratch,
+            image, result, *found, table, table, table, records(RUN), *(records(SEGMENT) for _ in parts_of_rows),
+            array(np.dtype(np.int64), 1, contiguous=True), records(kind), scratch,
         )  # fmt: skip
 
     def run(self, x: Any, y: Any, *indices: Any) -> None:

@@ -9,6 +9,7 @@ gradient times ``y ** (1 - p)`` at its result and ``x ** (p - 1)`` at its input.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -18,7 +19,7 @@ import numpy as np
 
 from fastconv.arrays import adopt, at_home, named_dtype
 from fastconv.dispatch import adopt_all, library
-from fastconv.parsing import DataFormat
+from fastconv.parsing import DataFormat, integer
 from fastconv.pooling_execution import describe, pool
 from fastconv.pooling_problem import PoolProblem
 from fastconv.problem import DTYPES, compute_dtype
@@ -68,7 +69,8 @@ def spread(
 ) -> Any:  # fmt: skip
     """Share each number out over its window; `x` is wanted for exponents other than 1."""
     (gradient, x, *_), kind = adopt_all(grad_output, grad_output if x is None else x, None, None, None)
-    problem = describe(build, "sum", ndim, input_size, size, gradient.dtype, options)
+    shape = tuple(integer("an axis of input_size", length, 0, sys.maxsize) for length in input_size)
+    problem = describe(build, "sum", ndim, shape, size, gradient.dtype, options)
     if gradient.shape != problem.y_shape:
         raise ValueError(f"grad_output has shape {gradient.shape}: expected {problem.y_shape} for {problem}")
     if x.dtype != gradient.dtype:
@@ -78,14 +80,19 @@ def spread(
     if problem.exponent != 1:
         share, x = share.astype(adjoint.dtype, copy=False), x.astype(adjoint.dtype, copy=False)
         y, _ = pool(replace(problem, dtype=adjoint.dtype), x, None, False, kind.device)
-        steep = y if problem.exponent == 2 else y ** (problem.exponent - 1)
+        steep = _raised(y, problem.exponent - 1)
         share = xp.where(y == 0, 0, share / xp.where(y == 0, 1, steep))
     if counts is not None:
         share = (share.reshape(problem.views[1]) / xp.asarray(counts)).reshape(problem.y_shape)
     result, _ = pool(adjoint, share, None, False, kind.device)
     if problem.exponent != 1:
-        result *= x if problem.exponent == 2 else x ** (problem.exponent - 1)
+        result *= _raised(x, problem.exponent - 1)
     return kind.give(result.astype(gradient.dtype, copy=False))
+
+
+def _raised(numbers: Any, exponent: float) -> Any:
+    """Numbers to an exponent; a library's own power takes a logarithm even for the third."""
+    return math.prod([numbers] * int(exponent)) if exponent in (1, 2) else numbers**exponent
 
 
 @lru_cache(maxsize=1024)

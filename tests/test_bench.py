@@ -1,15 +1,19 @@
 """What ``bench`` races: the survey is what it says, and every engine computes the layers it takes."""
 
 import itertools
+import json
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from fastconv.commands import bench_results
 from fastconv.commands.bench_results import Contest, Row, Run, contests
+from fastconv.commands.ceilings import Ceilings
 from fastconv.commands.console import installed
 from fastconv.commands.engines import ENGINES, layer_operands
+from fastconv.commands.gpu_ceilings import GpuCeilings
 from fastconv.commands.race import EngineError, Entry, Racer
 from fastconv.networks import LAYERS, SURVEY, read_layer
 from fastconv.reference import reference
@@ -106,3 +110,15 @@ def test_a_row_counts_the_bytes_that_must_move():
     row = measured(function=1.0, prepared=1.0, last=1.0)
     assert row.nbytes == 4 * (6 * 12 * 12 + 8 * 6 * 3 * 3 + 8 * 12 * 12)
     assert row.gflop == pytest.approx(2e-9 * 8 * 12 * 12 * 6 * 9)
+
+
+@pytest.mark.parametrize(
+    ("device", "ceilings"),
+    [
+        ("cpu", Ceilings(1, "float32", 1e11, {1 << 14: 2e10, 1 << 27: 1e10}, 2e10)),
+        ("gpu", GpuCeilings("a GPU", "float32", 5e13, 8e14, 3e12)),
+    ],
+)
+def test_runs_are_read_as_they_were_written(device, ceilings):
+    run = Run(device, "float32", 1, ceilings, [measured(function=1.0, prepared=1.0, last=1.0, pytorch=2.0)])
+    assert bench_results._run(json.loads(json.dumps(bench_results._plain(run)))) == run

@@ -211,10 +211,12 @@ def _peers(names: str | None) -> set[str]:
 
 def _ceilings(device: str, dtype: str, threads: int) -> Ceilings | GpuCeilings | None:
     """What the device can do at most, where there is a way to measure it."""
-    from fastconv.commands import ceilings, gpu_ceilings
-
     if device == "cpu":
+        from fastconv.commands import ceilings  # which imports Numba: a GPU can be measured without
+
         return ceilings.measure(dtype, threads) if dtype in _CEILINGS else None
+    from fastconv.commands import gpu_ceilings
+
     return gpu_ceilings.measure(dtype) if installed("torch") else None
 
 

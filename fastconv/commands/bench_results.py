@@ -193,12 +193,6 @@ def read(file: Path) -> tuple[str, list[Run]]:
 
 
 def _run(plain: dict[str, Any]) -> Run:
-    from fastconv.commands.ceilings import Ceilings
-
-    ceilings = plain["ceilings"]
-    if ceilings:
-        reads = {int(size): rate for size, rate in ceilings["reads"].items()}
-        ceilings = Ceilings(**ceilings | {"reads": reads})
     rows = []
     for row in plain["rows"]:
         layer: dict[str, Any] = {
@@ -206,7 +200,18 @@ def _run(plain: dict[str, Any]) -> Run:
         }
         entries = tuple(Entry(**{f.name: entry[f.name] for f in fields(Entry)}) for entry in row["entries"])
         rows.append(Row(Layer(**layer), row["gflop"], row["nbytes"], entries))
+    ceilings = _ceilings(plain["device"], plain["ceilings"]) if plain["ceilings"] else None
     return Run(plain["device"], plain["dtype"], plain["threads"], ceilings, rows)
+
+
+def _ceilings(device: str, plain: dict[str, Any]) -> Ceilings | GpuCeilings:
+    if device == "gpu":
+        from fastconv.commands.gpu_ceilings import GpuCeilings
+
+        return GpuCeilings(**plain)
+    from fastconv.commands.ceilings import Ceilings
+
+    return Ceilings(**plain | {"reads": {int(size): rate for size, rate in plain["reads"].items()}})
 
 
 def _plain(run: Run) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from llvmlite import ir
 from strategies import make_operands
 
 from fastconv.cpu.microkernel import multiply_add_pairs
-from fastconv.cpu.pairs import SMALL, images_at_once, pair, paired, word_bytes
+from fastconv.cpu.pairs import SMALL, Words, images_at_once, paired, word_bytes
 from fastconv.lowering import lower
 from fastconv.problem import ConvProblem
 from fastconv.reference import reference
@@ -42,7 +42,7 @@ def test_a_word_holds_two_channels(dtype, channels, view):
     x = np.random.default_rng(0).integers(limits.min, limits.max + 1, (2, 3, channels, 2, 5, 19)).astype(dtype)
     halves = np.zeros((2, 3, channels + channels % 2, 2, 5, 19), np.int64)
     halves[:, :, :channels] = x
-    words = pair(view(x))
+    words = Words(dtype)(view(x))
     np.testing.assert_array_equal(words, (halves[:, :, ::2] & 0xFFFF) | (halves[:, :, 1::2] & 0xFFFF) << 16)
 
 
@@ -68,6 +68,12 @@ def test_words_of_some_images_at_a_time(p):
     assert images_at_once(lower(paired(p))[0], limit) == 2
     assert IMPLICIT_GEMM.workspace_bytes(p, limit) < IMPLICIT_GEMM.workspace_bytes(p, 1 << 20)
     np.testing.assert_array_equal(computed(p, a, b, workspace_limit=limit), reference(p, a, b))
+
+
+@pytest.mark.parametrize(("x_shape", "w_shape"), [((2, 0, 5, 5), (3, 0, 3, 3)), ((2, 4, 5, 5), (0, 4, 3, 3))])
+def test_no_channels(x_shape, w_shape):
+    p = ConvProblem.forward(2, x_shape, w_shape, dtype="int8")
+    assert not computed(p, np.ones(x_shape, np.int8), np.ones(w_shape, np.int8)).any()
 
 
 def test_declines_images_too_large_to_widen():

@@ -48,7 +48,7 @@ from fastconv.cpu.elements import CLIP, extremes
 from fastconv.cpu.implicit_gemm_cut import BLOCKING, Cut
 from fastconv.cpu.jit import TaskKernel, array, inline, integer, records
 from fastconv.cpu.microkernel import TILE_VECTORS, complete_pixels
-from fastconv.cpu.pairs import SMALL, WORD, images_at_once, pair, paired, word_bytes
+from fastconv.cpu.pairs import SMALL, WORD, Words, images_at_once, paired, word_bytes
 from fastconv.cpu.panels import flat_memory, pack_panels
 from fastconv.cpu.parallel import CACHE_LINE
 from fastconv.cpu.plan import PiecewisePlan
@@ -325,16 +325,16 @@ class _PairsPlan(_ImplicitGemmPlan):
 
     def __init__(self, problem: ConvProblem, workspace_limit: int) -> None:
         super().__init__(paired(problem), WORD.name)
-        self._limit = workspace_limit
+        self._words, self._limit = Words(problem.dtype), workspace_limit
 
     def pack(self, w: Any) -> Any:
-        return [weights.view(WORD) for weights in super().pack(pair(w).view(self._accumulator))]
+        return [weights.view(WORD) for weights in super().pack(self._words(w).view(self._accumulator))]
 
     def _run_piece(self, piece: Correlation, cut: Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
         images = images_at_once(piece, self._limit)
         for n in range(0, piece.batch, images):
             some = slice(n, n + images)
-            super()._run_piece(piece, cut, weights, pair(x[some]), y[some], bias, residual[some])
+            super()._run_piece(piece, cut, weights, self._words(x[some]), y[some], bias, residual[some])
 
 
 def _work(problem: ConvProblem) -> Iterable[Work]:

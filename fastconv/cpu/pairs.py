@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -87,31 +86,38 @@ def _pair(first, last, x, words, _):  # type: ignore[no-untyped-def]
 _kernel = TaskKernel(_pair)
 
 
-@cache
-def _compiled(dtype: np.dtype[Any]) -> Any:
-    words, scratch = array(WORD, 6, readonly=False), array(WORD, 1, contiguous=True, readonly=False)
-    return _kernel.compile(array(dtype, 6), words, scratch)
+class Words:
+    """Makes words of small integers.
 
-
-def pair(x: Array) -> Array:
-    """The words of a six-axis view of small integers, whose third axis is halved.
-
-    Rows of a channel stay rows. Anything else is laid down channels last, where to widen is all there is to do.
+    Parameters
+    ----------
+    dtype : str
+        One of :data:`SMALL`.
     """
-    batch, groups, channels, *size = x.shape
-    pairs = -(-channels // 2)
-    if x.strides[5] == x.itemsize and (channels == 1 or x.strides[2] != x.itemsize):
-        words = recycling.empty((batch, groups, pairs, *size), WORD)
-        rows, target = (a.reshape(*a.shape[:3], 1, 1, -1) if is_flat(x) else a for a in (x, words))
-        compiled = _compiled(x.dtype)
-        compiled(batch * groups * pairs, x.size, 0, rows, target)
-        return words
-    pixels = x.transpose(0, 3, 4, 5, 1, 2)
-    halves = recycling.empty((*pixels.shape[:5], 2 * pairs), np.dtype(np.int16))
-    halves[..., channels:] = 0
 
-    def widen(first: int, last: int) -> None:
-        halves[:, :, :, first:last, :, :channels] = pixels[:, :, :, first:last]
+    def __init__(self, dtype: str) -> None:
+        words, scratch = array(WORD, 6, readonly=False), array(WORD, 1, contiguous=True, readonly=False)
+        self._kernel = _kernel.compile(array(np.dtype(dtype), 6), words, scratch)
 
-    parallel.run(widen, size[2], x.size)
-    return halves.view(WORD).transpose(0, 4, 5, 1, 2, 3)
+    def __call__(self, x: Array) -> Array:
+        """The words of a six-axis view, whose third axis is halved.
+
+        Rows of a channel stay rows. Anything else is laid down channels last, where to widen is all there is to do.
+        """
+        batch, groups, channels, *size = x.shape
+        pairs = -(-channels // 2)
+        if x.strides[5] == x.itemsize and (channels == 1 or x.strides[2] != x.itemsize):
+            words = recycling.empty((batch, groups, pairs, *size), WORD)
+            run = 1, 1, math.prod(size)
+            rows, target = (a.reshape(*a.shape[:3], *run) if is_flat(x) else a for a in (x, words))
+            self._kernel(batch * groups * pairs, x.size, 0, rows, target)
+            return words
+        pixels = x.transpose(0, 3, 4, 5, 1, 2)
+        halves = recycling.empty((*pixels.shape[:5], 2 * pairs), np.dtype(np.int16))
+        halves[..., channels:] = 0
+
+        def widen(first: int, last: int) -> None:
+            halves[:, :, :, first:last, :, :channels] = pixels[:, :, :, first:last]
+
+        parallel.run(widen, size[2], x.size)
+        return halves.view(WORD).transpose(0, 4, 5, 1, 2, 3)

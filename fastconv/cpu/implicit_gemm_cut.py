@@ -28,8 +28,8 @@ _SUMS = 64 << 10  # sums of a task, over all its channels, which share what was 
 
 _LEAST_VECTORS = 4  # pixels across the vector must be worth so many
 # What it costs, in multiply-adds of a vector, to write down an element of a patch, from runs and one by one; to turn
-# a result; to stage an element.
-_PACKED, _GATHERED, _TURNED, _STAGED = 0.5, 2.0, 2.0, 1.0
+# a result; to stage an element; to arrange a weight.
+_PACKED, _GATHERED, _TURNED, _STAGED, _ARRANGED = 0.5, 2.0, 2.0, 1.0, 3.0
 
 #: How a correlation is cut: tasks of `rows` by `columns` pixels and `channels` outputs, `blocks` of them along
 #: channels, height and width; `inputs` channels are multiplied in one go. A tile takes `tile` rows of numbers and
@@ -53,7 +53,9 @@ class Cut:
         self.tile = TILE_VECTORS * self.lanes
         padding = sees_padding(c)
         readable = not padding and problem.dtype == problem.accumulator_dtype
-        self.across_pixels = across_pixels = not channels_last and self._pixels_are_better(c.flat or c, readable)
+        self.across_pixels = across_pixels = not channels_last and self._pixels_are_better(
+            c.flat or c, readable, gradient=problem.op == "input_grad"
+        )  # fmt: skip
         # Tiles of pixels take numbers of channels side by side: planes are turned as they are staged.
         self._readable = readable and (across_pixels or channels_last)
         depth, height, width = c.count
@@ -96,8 +98,11 @@ class Cut:
         self.tables, self.weight_tables = lru_cache(maxsize=8)(self._tables), lru_cache(maxsize=8)(self._weight_tables)
         self.work = self._count(c, window, channels_last)
 
-    def _pixels_are_better(self, c: Correlation, readable: bool) -> bool:
-        """Whether to write patches down costs less than what it spares, each in multiply-adds of a vector per pixel."""
+    def _pixels_are_better(self, c: Correlation, readable: bool, gradient: bool) -> bool:
+        """Whether to write patches down costs less than what it spares, each in multiply-adds of a vector per pixel.
+
+        The weights of a gradient are other ones in each call, and would be arranged anew.
+        """
         if c.targets != (slice(None),) * 3 or math.prod(c.count[1:]) < _LEAST_VECTORS * self.lanes:
             return False  # results of a piece lie among those of others
         plane, outputs = math.prod(c.count[1:]), c.out_channels
@@ -105,7 +110,8 @@ class Cut:
         idle_outputs = (-outputs % self.lanes) * c.reduction / self.lanes
         staged = c.in_channels * math.prod(c.stride) if readable else 0
         packed = c.reduction * (_PACKED if c.stride[2] == 1 else _GATHERED)
-        return packed + idle_pixels < outputs * _TURNED + staged * _STAGED + idle_outputs
+        arranged = outputs * c.reduction / (c.batch * c.positions) if gradient else 0
+        return packed + idle_pixels < outputs * _TURNED + staged * _STAGED + idle_outputs + arranged * _ARRANGED
 
     def _rows(self, height: int, columns: int) -> int:
         """Rows of a task: nearly as many in each; across pixels so that few lanes are idle."""

@@ -55,7 +55,8 @@ from fastconv.settings import available_cores, get_num_threads
 _POSITIONS = 288  # multiplied in one go: a tile of dy, and the rows of x that it meets, fit into L1
 _ROWS = 288  # (c, k) of a task: so many products share what is staged of dy
 _SUMS = 64 << 10  # of a task
-_STAGED = 64 << 10  # elements of x, about
+_LEAST_ROWS = 128  # of a task, where blocks of x that is read in place keep all cores busy
+_STAGED = 81 << 10  # elements of x, about
 _PARTS_BYTES = 16 << 20  # of parts, if there are more than one
 _MOST_BYTES = 64 << 20  # of sums that have to be put in order
 
@@ -214,7 +215,10 @@ class _Cut:
         rows = min(_POSITIONS // columns, height) if columns == width else 1
         rows = -(-height // -(-height // max(rows, 1)))
         window = Window((rows, columns), c.count, c.dilation, c.stride)
-        inputs = max(min(_ROWS // taps, _STAGED // window.elements, c.batch), 1)
+        cores, most = available_cores(), _ROWS
+        if self._readable:
+            most = min(most, max(-(-c.batch * taps // cores), _LEAST_ROWS))
+        inputs = max(min(most // taps, _STAGED // window.elements, c.batch), 1)
         inputs = max(-(-c.batch // max(-(-c.batch // inputs), 1)), 1)
         outputs = max(min(_SUMS // (inputs * taps) // tile * tile, c.out_channels), tile)
         o_blocks = -(-c.out_channels // outputs)
@@ -224,7 +228,7 @@ class _Cut:
         steps = depth, -(-height // rows), -(-width // columns)
         in_one = c.groups * math.prod(blocks)
         weight = c.groups * c.out_channels * c.batch * taps
-        cores = available_cores()  # tasks are equally long: those that all cores share evenly are enough
+        # Tasks are equally long: those that all cores share evenly are enough.
         wanted = 1 if in_one % cores == 0 else -(-2 * cores // in_one)
         self.parts = max(min(wanted, c.in_channels * math.prod(steps),
                              _PARTS_BYTES // max(weight * accumulator.itemsize, 1)), 1)  # fmt: skip

@@ -14,6 +14,7 @@ import numpy as np
 from fastconv.arrays import named_dtype
 from fastconv.cpu.costs import Work
 from fastconv.cpu.microkernel import TILE_VECTORS, odd_lines, padded, tile_pixels
+from fastconv.cpu.parallel import CACHE_LINE
 from fastconv.cpu.staging import STAGING, Table, Window, grid, sees_padding
 from fastconv.lowering import Correlation
 from fastconv.machine import vector_bytes
@@ -22,6 +23,7 @@ from fastconv.settings import available_cores
 
 _TAPS = 256  # products added to a tile in one go: their weights fill half of L1
 _PIXELS = 256  # of a task
+_SEEN = 40 << 10  # elements of the input between its first pixel and its last: they stay in L2 for all outputs
 _PANELS = 1 << 14  # elements of the panels between which a tile's weights stay in L1
 _WEIGHTS = 20 << 10  # bytes of weights that stay in L1: their tiles are multiplied side by side
 _SUMS = 64 << 10  # sums of a task, over all its channels, which share what was staged
@@ -61,7 +63,7 @@ class Cut:
         depth, height, width = c.count
         wanted = -(-width // _PIXELS)
         columns = width if wanted <= 1 else -(-width // (wanted * self.tile)) * self.tile
-        rows = self._rows(height, columns)
+        rows = self._rows(height, columns, CACHE_LINE // itemsize)
         spatial = c.batch * c.groups * depth * -(-height // rows) * -(-width // columns)
         channels = self._channels(c.out_channels, spatial, rows * columns)
         volume = math.prod(c.kernel)
@@ -113,10 +115,17 @@ class Cut:
         arranged = outputs * c.reduction / (c.batch * c.positions) if gradient else 0
         return packed + idle_pixels < outputs * _TURNED + staged * _STAGED + idle_outputs + arranged * _ARRANGED
 
-    def _rows(self, height: int, columns: int) -> int:
-        """Rows of a task: nearly as many in each; across pixels so that few lanes are idle."""
+    def _rows(self, height: int, columns: int, line: int) -> int:
+        """Rows of a task: nearly as many in each; across pixels so that few lanes are idle.
+
+        There are `line` elements in a cache line.
+        """
         most = min(max(_PIXELS // columns, 1), height)
         if not self.across_pixels:
+            # What a long stride leaves between pixels comes into the cache with them, a line of channels each.
+            c = self._correlation
+            seen = columns * c.stride[1] * c.stride[2] * min(c.in_channels, line)
+            most = max(min(most, _SEEN // max(seen, 1)), 1)
             return -(-height // -(-height // most))
         return min(range(most, max(most // 2, 1) - 1, -1), key=lambda rows: self._panels(rows, columns))
 

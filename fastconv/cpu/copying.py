@@ -5,16 +5,14 @@ the last elements go one by one. Here a row of n elements is whole vectors and t
 left, a vector of half, a quarter, … of the lanes: 7 elements are 4 + 2 + 1. Nothing outside the row is touched.
 
 On the way a row may be *split*, ``target[part][i] = source[i * parts + part]``, so that what a stride of 2 or 4 reads
-lies side by side: of that many vectors, loaded as one, every second or fourth element is stored. Or it may be *spread*,
-``target[part][i] = source[i - i % parts + part]``: in the target of a part, every element of the source's groups of
-`parts` is that one. A vector is loaded once, permuted and stored for each part. Or it
-may be *woven* into a row of the target, ``target[i * parts] = source[i]``: vectors of the target are loaded, every
-second or fourth element replaced, and stored. Between its first and its last element nobody else may write meanwhile.
+lies side by side: of that many vectors, loaded as one, every second or fourth element is stored. Or it may be *dealt*:
+its vectors go to places a slot apart. Or it may be *woven* into a row of the target, ``target[i * parts] = source[i]``:
+vectors of the target are loaded, every second or fourth element replaced, and stored. Between its first and its last
+element nobody else may write meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from llvmlite import ir
@@ -39,46 +37,66 @@ from fastconv.machine import vector_bytes
 SPLITS = 2, 4
 
 
-def define_copy(module: ir.Module, number: ir.Type, parts: int, spread: bool) -> ir.Function:
+def parts_of(axes: int) -> int:
+    """Of how many channels the groups are for which weights with so many axes are vectors.
+
+    The size of the groups is part of the code, and so of the weights' type: three axes for lone channels, and one more
+    for each doubling of the group. Weights with fewer axes are numbers: 0.
+    """
+    return 1 << axes - 3 if axes >= 3 else 0
+
+
+def by_number(lanes: int, parts: int) -> list[int]:
+    """The lanes of a vector of groups of `parts`: number 0 of all groups, number 1 of all groups, …"""
+    return [i for part in range(parts) for i in range(part, lanes, parts)]
+
+
+def define_copy(module: ir.Module, number: ir.Type, parts: int, dealt: int = 0) -> ir.Function:
     """The function (target, apart, slot, pitch, source, leap, stride, planes, rows, length); steps are in bytes.
 
-    The targets of the parts lie `apart`. A row that is spread has a multiple of `parts` elements, and its vectors lie
-    a `slot` apart.
+    The targets of the parts lie `apart`. Or the row is `dealt` in groups of so many: then its vectors do.
     """
     size = itemsize(number)
     lanes = vector_bytes() // size
     function, known = define(
-        module, f"fastconv_copy_{number}_{lanes}_{parts}_{spread}",
+        module, f"fastconv_copy_{number}_{lanes}_{parts}_{dealt}",
         [POINTER, INDEX, INDEX, INDEX, POINTER, INDEX, INDEX, INDEX, INDEX, INDEX],
     )  # fmt: skip
     if known:
         return function
     target, apart, slot, pitch, source, leap, stride, planes, rows, length = function.args
     builder = ir.IRBuilder(function.append_basic_block())
-    shrink = 1 if spread else parts  # elements of the source for one of a target
-    step = shrink * lanes
+    step = parts * lanes
     with counted(builder, INDEX(0), planes) as plane, counted(builder, INDEX(0), rows) as row:
         start = moved(builder, source, builder.add(builder.mul(plane, leap), builder.mul(row, stride)), BYTE)
         to = moved(builder, target, builder.add(builder.mul(plane, slot), builder.mul(row, pitch)), BYTE)
 
         def copy(at: ir.Value, count: int) -> None:
-            """Elements `at` to `at + count`; `at` is a multiple of `shrink`."""
+            """Elements `at` to `at + count`; `at` is a multiple of `parts`."""
             values = builder.load(moved(builder, start, at, number), align=size, typ=ir.VectorType(number, count))
-            for part in range(parts if spread else min(parts, count)):
-                chosen = [i - i % parts + part for i in range(count)] if spread else list(range(part, count, parts))
+            if dealt:
+                place = moved(builder, to, builder.mul(apart, builder.udiv(at, INDEX(lanes))), BYTE)
+                if count == lanes or dealt == 1:
+                    order = ir.Constant(ir.VectorType(LANE, count), by_number(count, dealt))
+                    place = moved(builder, place, builder.and_(at, INDEX(lanes - 1)), number)
+                    builder.store(builder.shuffle_vector(values, values, order), place, align=size)
+                    return
+                place = moved(builder, place, builder.udiv(builder.and_(at, INDEX(lanes - 1)), INDEX(dealt)), number)
+                for i in range(count):
+                    into = moved(builder, place, i % dealt * (lanes // dealt) + i // dealt, number)
+                    builder.store(builder.extract_element(values, LANE(i)), into, align=size)
+                return
+            for part in range(min(parts, count)):
+                chosen = list(range(part, count, parts))
                 mask = ir.Constant(ir.VectorType(LANE, len(chosen)), chosen)
                 place = moved(builder, to, builder.mul(apart, INDEX(part)), BYTE)
-                if spread:
-                    place = moved(builder, place, builder.mul(builder.udiv(at, INDEX(lanes)), slot), BYTE)
-                if not spread or count < lanes:
-                    within = builder.and_(at, INDEX(lanes - 1)) if spread else builder.udiv(at, INDEX(shrink))
-                    place = moved(builder, place, within, number)
+                place = moved(builder, place, builder.udiv(at, INDEX(parts)), number)
                 builder.store(builder.shuffle_vector(values, values, mask), place, align=size)
 
         with counted(builder, INDEX(0), builder.and_(length, INDEX(-step)), step) as at:
             copy(at, step)
         count = step // 2
-        while count >= (parts if spread else 1):
+        while count >= max(dealt, 1):
             with builder.if_then(builder.icmp_unsigned("!=", builder.and_(length, INDEX(count)), INDEX(0))):
                 copy(builder.and_(length, INDEX(-2 * count)), count)
             count //= 2
@@ -164,20 +182,14 @@ def _define_gather(module: ir.Module, number: ir.Type) -> ir.Function:
     return function
 
 
-def _call_copy(
-    context: Any, builder: ir.IRBuilder, kinds: Any, arguments: Any, choices: Iterable[int], spread: bool
-) -> None:
-    """Call the function for one of several numbers of parts.
-
-    `kinds` are the types of target and source, `arguments` those of :func:`split_planes`.
-    """
-    target, first, apart, slot, pitch, source, begin, *bytes_and_counts, parts = arguments
+def _passed(context: Any, builder: ir.IRBuilder, kinds: Any, arguments: Any) -> tuple[ir.Type, tuple[ir.Value, ...]]:
+    """What the function of :func:`define_copy` takes, for the arguments of :func:`split_planes` but for the last."""
+    target, first, apart, slot, pitch, source, begin, *bytes_and_counts = arguments
     number = context.get_data_type(kinds[0].dtype)
     to = data_of(context, builder, kinds[0], target, number, first)
     from_ = data_of(context, builder, kinds[1], source, BYTE, begin)
     steps = [builder.mul(step, INDEX(itemsize(number))) for step in (apart, slot, pitch)]
-    copies = {count: define_copy(builder.module, number, count, spread) for count in choices}
-    call_chosen(builder, parts, copies, (to, *steps, from_, *bytes_and_counts))
+    return number, (to, *steps, from_, *bytes_and_counts)
 
 
 @intrinsic
@@ -191,8 +203,8 @@ def copy_planes(  # type: ignore[no-untyped-def]
     from numba import types
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        arguments = *arguments[:2], INDEX(0), *arguments[2:], INDEX(1)
-        _call_copy(context, builder, (target, source), arguments, [1], spread=False)
+        number, passed = _passed(context, builder, (target, source), (*arguments[:2], INDEX(0), *arguments[2:]))
+        builder.call(define_copy(builder.module, number, 1), passed)
         return context.get_dummy_value()
 
     return types.void(target, first, slot, pitch, source, begin, leap, stride, planes, rows, length), generate
@@ -209,7 +221,8 @@ def split_planes(  # type: ignore[no-untyped-def]
     from numba import types
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        _call_copy(context, builder, (target, source), arguments, SPLITS, spread=False)
+        number, passed = _passed(context, builder, (target, source), arguments[:-1])
+        call_chosen(builder, arguments[-1], {n: define_copy(builder.module, number, n) for n in SPLITS}, passed)
         return context.get_dummy_value()
 
     return (
@@ -259,27 +272,23 @@ def weave_planes(  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def spread_pixels(  # type: ignore[no-untyped-def]
-    typing_context, target, first, apart, slot, pitch, source, begin, stride, pixels, length, parts
-):
-    """Vector v of part k of pixel p goes to ``first + k * apart + v * slot + p * pitch``.
+def deal_pixels(typing_context, target, first, slot, pitch, source, begin, stride, pixels, length, like):  # type: ignore[no-untyped-def]
+    """Vector v of pixel p goes to ``first + v * slot + p * pitch``, in the order of :func:`by_number`.
 
-    Pixels are `length` elements from ``begin + p * stride`` bytes on, and part k has the k-th of each `parts` elements
-    in all of them. `parts` is a power of two, at most the lanes of a vector, and divides `length`.
+    Pixels are `length` elements from ``begin + p * stride`` bytes on, in groups of :func:`parts_of` `like`.
     """
     from numba import types
 
+    parts = parts_of(like.ndim)
+
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        arguments = *arguments[:7], INDEX(0), arguments[7], INDEX(1), *arguments[8:]
-        lanes = vector_bytes() // itemsize(context.get_data_type(target.dtype))
-        choices = [1 << k for k in range(lanes.bit_length())]
-        _call_copy(context, builder, (target, source), arguments, choices, spread=True)
+        to, places, source, rows, pixels = arguments[0], arguments[1:4], arguments[4:6], arguments[6], arguments[7:9]
+        passed = to, places[0], places[1], INDEX(0), places[2], *source, INDEX(0), rows, INDEX(1), *pixels
+        number, passed = _passed(context, builder, (signature.args[0], signature.args[4]), passed)
+        builder.call(define_copy(builder.module, number, 1, parts), passed)
         return context.get_dummy_value()
 
-    return (
-        types.void(target, first, apart, slot, pitch, source, begin, stride, pixels, length, parts),
-        generate,
-    )
+    return types.void(target, first, slot, pitch, source, begin, stride, pixels, length, like), generate
 
 
 @intrinsic

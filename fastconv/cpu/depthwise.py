@@ -51,27 +51,29 @@ _planes_kernel, _pixels_kernel = TaskKernel(convolve_planes), TaskKernel(convolv
 
 
 @cache
-def _compiled(dtype_name: str, result_name: str, accumulator_name: str, pixels: bool) -> Any:
+def _compiled(dtype_name: str, result_name: str, accumulator_name: str, parts: int) -> Any:
     dtype, result, accumulator = map(named_dtype, (dtype_name, result_name, accumulator_name))
     vector, numbers = array(accumulator, 1, contiguous=True), array(np.dtype(np.int64), 1, contiguous=True)
-    return (_pixels_kernel if pixels else _planes_kernel).compile(
-        array(dtype, 6), array(accumulator, 3 if pixels else 2, contiguous=True), array(result, 6, readonly=False),
+    axes = 2 + parts.bit_length()  # of the weights: see `parts_of`
+    return (_pixels_kernel if parts else _planes_kernel).compile(
+        array(dtype, 6), array(accumulator, axes, contiguous=True), array(result, 6, readonly=False),
         vector, array(result, 6), records(GEOMETRY), records(BLOCKING), records(STRIP), numbers, integer, integer,
         vector, array(accumulator, 1, contiguous=True, readonly=False),
     )  # fmt: skip
 
 
-def _pixels(problem: ConvProblem) -> bool:
-    """Whether vectors hold neighbouring output channels."""
-    lanes = padded(1, named_dtype(problem.accumulator_dtype).itemsize)
-    return problem.channels_last and all(
-        p.in_channels == p.out_channels and p.in_channels > 0 and lanes % p.in_channels == 0 for p in lower(problem)
-    )
+def _parts(problem: ConvProblem) -> int:
+    """Of how many channels the groups are, where vectors hold neighbouring output channels; elsewhere 0."""
+    pieces = lower(problem)
+    if not (problem.channels_last and pieces) or pieces[0].in_channels != pieces[0].out_channels:
+        return 0
+    parts, lanes = pieces[0].in_channels, padded(1, named_dtype(problem.accumulator_dtype).itemsize)
+    return 0 if parts == 0 or lanes % parts else parts
 
 
 def _cut(problem: ConvProblem, piece: Correlation) -> Cut:
     """How a piece is cut; where vectors hold output channels, each of them counts as a group."""
-    pixels = _pixels(problem)
+    pixels = _parts(problem) > 0
     if pixels:
         piece = replace(piece, groups=piece.groups * piece.out_channels, out_channels=1)
     return Cut(piece, named_dtype(problem.accumulator_dtype).itemsize, pixels)
@@ -84,11 +86,11 @@ def _cuts(problem: ConvProblem) -> tuple[Cut, ...]:
 
 class _DepthwisePlan(PiecewisePlan):
     def __init__(self, problem: ConvProblem) -> None:
-        self._pixels = _pixels(problem)
+        self._parts = _parts(problem)
         super().__init__(problem, lambda piece: _cut(problem, piece))
-        self.pack_key = self.pack_key, self._pixels
+        self.pack_key = self.pack_key, self._parts
         self._no_bias = np.zeros(problem.result_channels, self._accumulator)
-        self._kernel = _compiled(problem.dtype, problem.result_dtype, problem.accumulator_dtype, self._pixels)
+        self._kernel = _compiled(problem.dtype, problem.result_dtype, problem.accumulator_dtype, self._parts)
 
     def pack(self, w: Any) -> Any:
         """For each piece, the taps of every group one after another; or of as many outputs as a vector holds."""
@@ -96,16 +98,18 @@ class _DepthwisePlan(PiecewisePlan):
 
     def _arrange(self, taps: Any) -> Any:
         groups, out_channels, count = taps.shape
-        if not self._pixels:
+        if not self._parts:
             return taps.reshape(groups, out_channels * count)
         lanes, outputs = padded(1, self._accumulator.itemsize), groups * out_channels
         slots = -(-outputs // lanes)
         whole = np.zeros((slots * lanes, count), self._accumulator)
         whole[:outputs] = taps.reshape(outputs, count)
-        return np.ascontiguousarray(whole.reshape(slots, lanes, count).swapaxes(1, 2))
+        by_number = whole.reshape(slots, lanes // self._parts, self._parts, count).transpose(0, 3, 2, 1)
+        axes = [1] * (self._parts.bit_length() - 1)  # see `parts_of`
+        return np.ascontiguousarray(by_number).reshape(slots, count, lanes, *axes)
 
     def _run_piece(self, piece: Correlation, cut: Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
-        if self._pixels and piece.out_channels > 1:
+        if self._parts and piece.out_channels > 1:
             y, residual = (_outputs_as_groups(a) for a in (y, residual))
         self._kernel(cut.tasks, piece.macs, cut.scratch, x, weights, y, bias, residual, cut.geometry, cut.blocking,
                      cut.strip, cut.table, self._half, *self._activation)  # fmt: skip
@@ -117,7 +121,7 @@ def _outputs_as_groups(a: Any) -> Any:
 
 
 def _work(problem: ConvProblem) -> Iterable[Work]:
-    pixels = _pixels(problem)
+    pixels = _parts(problem) > 0
     contiguous = pixels == problem.channels_last
     longest = math.inf if pixels else 2  # step of what is read in vectors
     if problem.dtype != problem.accumulator_dtype:
@@ -137,7 +141,7 @@ def _work(problem: ConvProblem) -> Iterable[Work]:
 
 def _packing(problem: ConvProblem) -> Iterable[Work]:
     yield from gathering(problem)
-    if _pixels(problem):
+    if _parts(problem):
         yield Work(1, {"arranged": sum(piece.groups * piece.reduction for piece in lower(problem))})
 
 

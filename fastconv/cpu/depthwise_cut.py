@@ -16,7 +16,7 @@ import numpy as np
 
 from fastconv.cpu.depthwise_tile import HEIGHTS, LONGEST_RUN, STRIP
 from fastconv.cpu.jit import inline
-from fastconv.cpu.microkernel import padded
+from fastconv.cpu.microkernel import odd_lines, padded
 from fastconv.lowering import Correlation
 from fastconv.remembering import once
 from fastconv.settings import available_cores
@@ -26,7 +26,7 @@ _TOGETHER = 12 << 10  # bytes staged of several groups: with as much of results 
 _WIDTH = 1024  # elements of the longest part of a row of planes in one task
 _NEAR = 32 << 10  # bytes of L1: the planes of one group beyond it are read again from L2 for each of its results
 _STAGED_PIXELS = 128 << 10  # bytes of pixels staged by a task: a quarter of L2
-_PIXEL = 256  # bytes that a task takes of each pixel of the input, if there is room for some _COLUMNS of results
+_PIXEL = 256  # bytes that a task takes of each pixel of the input; fewer, lest there be no room for _COLUMNS of results
 _COLUMNS = 16
 _FEWEST_ROWS = 4  # fewer rows of results are better covered by tiles that lie along the row
 
@@ -98,7 +98,7 @@ class Cut:
         (_, stride, stride_w), (_, dilation, dilation_w) = c.stride, c.dilation
         reach, reach_w = (c.kernel[1] - 1) * dilation + 1, (c.kernel[2] - 1) * dilation_w + 1
         lanes = padded(1, itemsize)
-        planes = c.in_channels * c.kernel[0] if c.reduction else 0
+        planes = c.kernel[0] * (1 if pixels else c.in_channels) if c.reduction else 0
         along = height < _FEWEST_ROWS
         self._turned, self.through_scratch = along and pixels, along and not pixels
 
@@ -111,13 +111,17 @@ class Cut:
         if pixels:
             room = _STAGED_PIXELS // itemsize
             pixel = lanes
-            for together in (max(min(_PIXEL // itemsize // lanes, slots), 1), 1):
+            together = max(min(_PIXEL // itemsize // lanes, slots), 1)
+
+            def fitting() -> int:
+                """Columns of results that there is room for."""
                 a_column = max(planes * ((least - 1) * stride + reach) * pixel * together, 1)
-                fitting = (room // a_column - reach_w) // stride_w + 1
-                if fitting >= min(_COLUMNS, width):
-                    break
-            columns = vectors = -(-columns // -(-columns // max(fitting, _COLUMNS)))
-            part = row = ((_up(columns, tall if along else 1) - 1) * stride_w + reach_w) * pixel
+                return (room // a_column - reach_w) // stride_w + 1
+
+            while together > 1 and fitting() < min(_COLUMNS, width):
+                together = _up(together, 2) // 2
+            columns = vectors = -(-columns // -(-columns // max(fitting(), _COLUMNS)))
+            part = row = odd_lines(((_up(columns, tall if along else 1) - 1) * stride_w + reach_w) * pixel, itemsize)
             across, step = _up(columns, tall if along else 1) * lanes, stride_w * pixel
             room //= together
         else:
@@ -128,7 +132,8 @@ class Cut:
 
         def plane(rows: int) -> int:
             """Elements staged of one (channel, kd) for so many rows of results."""
-            return ((_up(rows, least) - 1) * stride + reach) * row
+            elements = ((_up(rows, least) - 1) * stride + reach) * row
+            return odd_lines(elements, itemsize) if pixels else elements
 
         most = least + max(room - planes * plane(least), 0) // max(planes * stride * row, 1)
         rows = _up(-(-height // -(-height // most)), least)
@@ -144,7 +149,9 @@ class Cut:
         self.staged = staged
         self.scratch = staged + together * sums + lanes
 
-        self._planes = np.arange(planes)[:, None, None]
+        # Where pixels are staged, a plane has the inputs of all channels.
+        self._planes = np.arange(c.in_channels * c.kernel[0])[:, None, None]
+        self._places = self._planes % max(planes, 1)
         pitch = (stride_w * pixel if pixels else lanes) if along else stride * row
         turned = 2 if self._turned else 1
         taps, steps, spaced = c.kernel[turned], c.stride[turned], c.dilation[turned]
@@ -192,7 +199,7 @@ class Cut:
             places, weights = places.T, weights.T
         unit = block["lanes"] if block["pixels"] else 1
         found = [
-            (places[first] + self._planes * block["plane"], (weights[first] + self._planes * weights.size) * unit)
+            (places[first] + self._places * block["plane"], (weights[first] + self._planes * weights.size) * unit)
             for first in (runs[:, 0] for runs in self._runs)
         ]
         return np.concatenate([np.stack(pair, axis=-1).ravel() for pair in found])

@@ -2,13 +2,13 @@
 
 A staged plane has a vector for each pixel. Rows of pixels have no tails and strides need no care; each tap has a vector
 of weights. Groups of as many channels in as out, a power of two of them, are a depthwise convolution too, in which
-every output channel is a group of its own: of the C inputs of each, plane c holds number c, spread over the lanes of
-all outputs that read it.
+every output channel is a group of its own. Of the C inputs of each, the tile takes number c from the vector of all of
+them, and spreads it over the lanes of the outputs that read it.
 """
 
 from __future__ import annotations
 
-from fastconv.cpu.copying import copy_planes, spread_pixels
+from fastconv.cpu.copying import copy_planes, deal_pixels
 from fastconv.cpu.depthwise_cut import task_of
 from fastconv.cpu.depthwise_tile import convolve_strip
 from fastconv.cpu.elements import CLIP, load, resolve
@@ -18,9 +18,9 @@ from fastconv.cpu.rows import add_row, inside, write_row
 
 @inline
 def stage_pixels(  # type: ignore[no-untyped-def]
-    x, n, first, slots, d, start_h, start_w, rows, columns, geo, block, slot, half, scratch
+    x, n, first, slots, d, start_h, start_w, rows, columns, geo, block, slot, half, weights, scratch
 ):  # fmt: skip
-    """Stage `rows` by `columns` padded pixels of every (channel, kd) for some vectors of results; zeros are there."""
+    """Stage `rows` by `columns` padded pixels of every kd for some vectors of channels; zeros are there."""
     mode, lanes, inner = geo.padding_mode, block.lanes, geo.in_channels
     low_h, high_h = inside(start_h, 1, geo.size[1], rows)
     low_w, high_w = inside(start_w, 1, geo.size[2], columns)
@@ -33,24 +33,23 @@ def stage_pixels(  # type: ignore[no-untyped-def]
         source_d = resolve(d * geo.stride[0] + kd * geo.dilation[0] - geo.offset[0], geo.size[0], mode)
         if in_vectors:
             for h in range(low_h, high_h if source_d >= 0 else low_h):
-                spread_pixels(
-                    scratch, kd * block.plane + h * block.row + low_w * block.pixel, geo.kernel[0] * block.plane, slot,
-                    block.pixel, x, corner + source_d * x.strides[3] + h * x.strides[4], x.strides[5], high_w - low_w,
-                    here, inner,
+                deal_pixels(
+                    scratch, kd * block.plane + h * block.row + low_w * block.pixel, slot, block.pixel, x,
+                    corner + source_d * x.strides[3] + h * x.strides[4], x.strides[5], high_w - low_w, here, weights,
                 )  # fmt: skip
             continue
-        for c in range(inner):
-            for h in range(rows):
-                source_h = resolve(start_h + h, geo.size[1], mode)
-                for w in range(columns):
-                    source_w = resolve(start_w + w, geo.size[2], mode)
-                    at = (c * geo.kernel[0] + kd) * block.plane + h * block.row + w * block.pixel
-                    for i in range(here):
-                        to = at + i // lanes * slot + i % lanes
-                        if source_d < 0 or source_h < 0 or source_w < 0:
-                            scratch[to] = 0
-                        else:
-                            scratch[to] = load(x[n, (lane + i) // inner, c, source_d, source_h, source_w], half)
+        for h in range(rows):
+            source_h = resolve(start_h + h, geo.size[1], mode)
+            for w in range(columns):
+                source_w = resolve(start_w + w, geo.size[2], mode)
+                at = kd * block.plane + h * block.row + w * block.pixel
+                for i in range(here):
+                    g, c = divmod(lane + i, inner)
+                    to = at + i // lanes * slot + c * (lanes // inner) + i % lanes // inner
+                    if source_d < 0 or source_h < 0 or source_w < 0:
+                        scratch[to] = 0
+                    else:
+                        scratch[to] = load(x[n, g, c, source_d, source_h, source_w], half)
 
 
 def convolve_pixels(  # type: ignore[no-untyped-def]
@@ -75,7 +74,7 @@ def convolve_pixels(  # type: ignore[no-untyped-def]
                 x, n, slot_first, slots, d, h * geo.stride[1] - geo.offset[1], w * geo.stride[2] - geo.offset[2],
                 (rows - 1) * geo.stride[1] + (geo.kernel[1] - 1) * geo.dilation[1] + 1,
                 (columns - 1) * geo.stride[2] + (geo.kernel[2] - 1) * geo.dilation[2] + 1,
-                geo, block, slot, half, scratch,
+                geo, block, slot, half, weights, scratch,
             )  # fmt: skip
         g_first = slot_first * lanes
         groups = min(slots * lanes, geo.groups - g_first)

@@ -17,12 +17,16 @@ nothing of the kernel's size, of strides, depth or channels: they are in the tab
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from llvmlite import ir
 
+from fastconv.cpu.copying import by_number, parts_of
 from fastconv.cpu.emitting import (
     BYTE,
     INDEX,
+    LANE,
     POINTER,
     call_chosen,
     counted,
@@ -59,7 +63,7 @@ def _field(builder: ir.IRBuilder, strip: ir.Value, name: str, k: int = 0) -> ir.
     return builder.load(moved(builder, strip, STRIP.fields[name][1] + 8 * k, BYTE), typ=INDEX)
 
 
-def _define_strip(module: ir.Module, number: ir.Type, height: int, spread: bool) -> ir.Function:
+def _define_strip(module: ir.Module, number: ir.Type, height: int, parts: int) -> ir.Function:
     """The function of :func:`convolve_strip` for one height, with pointers for arrays."""
     from numba.core import cgutils
 
@@ -67,7 +71,7 @@ def _define_strip(module: ir.Module, number: ir.Type, height: int, spread: bool)
     lanes = vector_bytes() // size
     vector = ir.VectorType(number, lanes)
     function, known = define(
-        module, f"fastconv_strip_{number}_{lanes}_{height}_{spread}",
+        module, f"fastconv_strip_{number}_{lanes}_{height}_{parts}",
         [POINTER, INDEX, INDEX, INDEX, POINTER, INDEX, INDEX, POINTER, POINTER, POINTER, POINTER, POINTER],
     )  # fmt: skip
     if known:
@@ -84,7 +88,19 @@ def _define_strip(module: ir.Module, number: ir.Type, height: int, spread: bool)
     def field(name: str, k: int = 0) -> ir.Value:
         return _field(builder, strip, name, k)
 
-    weight = broadcast if spread else load
+    def permuted(values: ir.Value, order: Iterable[int]) -> ir.Value:
+        return builder.shuffle_vector(values, values, ir.Constant(ir.VectorType(LANE, lanes), list(order)))
+
+    def read(place: ir.Value, part: int) -> ir.Value:
+        """The inputs of one number of all groups in a vector, again and again: their loads broadcast them."""
+        if parts <= 1:
+            return load(place)
+        groups = lanes // parts
+        place = moved(builder, place, part * groups, number)
+        values = builder.load(place, align=size, typ=ir.VectorType(number, groups))
+        return permuted(values, (i % groups for i in range(lanes)))
+
+    weight = load if parts else broadcast
     sums = [cgutils.alloca_once(builder, vector) for _ in range(height)]  # LLVM keeps these in registers
     ordered = builder.icmp_signed if isinstance(number, ir.IntType) else builder.fcmp_ordered
     pitch, apart, counts = field("pitch"), field("apart"), [field("runs", k) for k in range(LONGEST_RUN)]
@@ -95,23 +111,27 @@ def _define_strip(module: ir.Module, number: ir.Type, height: int, spread: bool)
         to = moved(builder, out, builder.add(builder.mul(group, out_slot), builder.mul(tile, out_step)), BYTE)
         taps_of_group = moved(builder, weights, builder.mul(group, field("group_weights")), number)
         start = weight(moved(builder, biases, builder.mul(group, field("group_biases")), number))
+        if parts > 1:
+            start = permuted(start, by_number(lanes, parts))
         for total in sums:
             builder.store(start, total)
         first = INDEX(0)  # run of its length
         for taps, count in zip(range(LONGEST_RUN, 0, -1), counts, strict=True):
-            with counted(builder, INDEX(0), count) as index:
-                run = moved(builder, table, builder.mul(builder.add(first, index), INDEX(2)), INDEX)
-                place = moved(builder, base, builder.load(run, typ=INDEX), number)
-                tap = moved(builder, taps_of_group, builder.load(moved(builder, run, 1, INDEX), typ=INDEX), number)
-                factors = [weight(moved(builder, tap, builder.mul(apart, INDEX(k)), number)) for k in range(taps)]
-                for row in range(height + taps - 1):
-                    # A fence for LLVM alone: else it loads many rows ahead and has no registers for them.
-                    builder.fence("seq_cst", "singlethread")
-                    values = load(moved(builder, place, builder.mul(pitch, INDEX(row)), number))
-                    for k in range(max(row - height + 1, 0), min(taps, row + 1)):
-                        before = builder.load(sums[row - k], typ=vector)
-                        builder.store(multiply_add(builder, values, factors[k], before), sums[row - k])
-            first = builder.add(first, count)
+            count = builder.udiv(count, INDEX(max(parts, 1)))  # those of each input channel of a group
+            for part in range(max(parts, 1)):
+                with counted(builder, INDEX(0), count) as index:
+                    run = moved(builder, table, builder.mul(builder.add(first, index), INDEX(2)), INDEX)
+                    place = moved(builder, base, builder.load(run, typ=INDEX), number)
+                    tap = moved(builder, taps_of_group, builder.load(moved(builder, run, 1, INDEX), typ=INDEX), number)
+                    factors = [weight(moved(builder, tap, builder.mul(apart, INDEX(k)), number)) for k in range(taps)]
+                    for row in range(height + taps - 1):
+                        # A fence for LLVM alone: else it loads many rows ahead and has no registers for them.
+                        builder.fence("seq_cst", "singlethread")
+                        values = read(moved(builder, place, builder.mul(pitch, INDEX(row)), number), part)
+                        for k in range(max(row - height + 1, 0), min(taps, row + 1)):
+                            before = builder.load(sums[row - k], typ=vector)
+                            builder.store(multiply_add(builder, values, factors[k], before), sums[row - k])
+                first = builder.add(first, count)
         with builder.if_then(builder.icmp_unsigned("!=", bounds, POINTER(None))):
             for bound, beyond in enumerate("<>"):
                 limit = broadcast(moved(builder, bounds, bound, number))
@@ -120,7 +140,10 @@ def _define_strip(module: ir.Module, number: ir.Type, height: int, spread: bool)
                     builder.store(builder.select(ordered(beyond, value, limit), limit, value), total)  # NaN stays
         for row, total in enumerate(sums):
             place = moved(builder, to, builder.mul(out_pitch, INDEX(row)), BYTE)
-            builder.store(builder.load(total, typ=vector), place, align=size)
+            value = builder.load(total, typ=vector)
+            if parts > 1:
+                value = permuted(value, by_number(lanes, lanes // parts))
+            builder.store(value, place, align=size)
     builder.ret_void()
     return function
 
@@ -136,7 +159,8 @@ def convolve_strip(  # type: ignore[no-untyped-def]
     ``staged[at + g * slot + offset + r * pitch + j * step:]``; ``strip[0]`` is a :data:`STRIP`. `table` holds the
     offset of each run and where its first tap is, counted from ``weights[tap + g * group_weights:]`` on. If `clipped`,
     `bounds` holds the two limits. Weights and biases are numbers to be broadcast; or, if `weights` has three axes,
-    vectors.
+    vectors, as :func:`parts_of` says, for groups whose inputs are staged in the order of
+    :func:`by_number`.
     """
     from numba import types
 
@@ -144,7 +168,7 @@ def convolve_strip(  # type: ignore[no-untyped-def]
         out, begin, out_slot, out_pitch, out_step, staged, at, groups, tiles, strip, table, weights, tap, biases, bias,
         bounds, clipped,
     )  # fmt: skip
-    spread = weights.ndim < 3
+    parts = parts_of(weights.ndim)
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         number = context.get_data_type(staged.dtype)
@@ -157,7 +181,7 @@ def convolve_strip(  # type: ignore[no-untyped-def]
             data(0, arguments[1], BYTE), *arguments[2:5], data(5, arguments[6]), *arguments[7:9], data(9), data(10),
             data(11, arguments[12]), data(13, arguments[14]), limits,
         )  # fmt: skip
-        strips = {rows: _define_strip(builder.module, number, rows, spread) for rows in HEIGHTS}
+        strips = {rows: _define_strip(builder.module, number, rows, parts) for rows in HEIGHTS}
         call_chosen(builder, _field(builder, passed[7], "height"), strips, passed)
         return context.get_dummy_value()
 

@@ -108,11 +108,11 @@ static void begin_copy(void* to, std::vector<unsigned char> bytes, unsigned long
     if (address % 1024) fail("a swizzled tile at an address that is no multiple of 1024");
     memset(to, 0xff, bytes.size());
     Phase& phase = phase_of(barrier);
-    outstanding.push_back(event([address, bytes, &phase] {
+    outstanding.push_back([address, bytes, &phase] {
         for (size_t i = 0; i < bytes.size(); ++i) *shared_at(swizzled_address(address + i)) = bytes[i];
         phase.bytes -= bytes.size();
         end_if_complete(phase);
-    }));
+    });
 }
 
 static void append(std::vector<unsigned char>& bytes, const Map& map, const long long (&at)[5]) {
@@ -224,8 +224,7 @@ static void begin_product(Sum (&c)[REGISTERS], unsigned long long a, unsigned lo
         memset(c, 0xff, sizeof c);
     }
     ++sums->pending;
-    auto share = event([sums, compute] { compute(reinterpret_cast<Sum*>(sums->bytes.data())); });
-    f.products.push_back({sums, f.product_groups, std::move(share)});
+    f.products.push_back({sums, f.product_groups, [sums, compute] { compute(reinterpret_cast<Sum*>(sums->bytes.data())); }});
 }
 
 }  // namespace emulation

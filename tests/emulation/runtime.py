@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,12 @@ from emulation.tensor_maps import parameters
 from fastconv.gpu.runtime import Dim, KernelSpec
 from fastconv.gpu.source import entries, program
 
-HEADERS = [Path(__file__).with_name(name) for name in ("cuda_emulation.h", "warp_operations.h", "hopper_operations.h")]
+HERE = Path(__file__).parent
+HEADERS = [HERE / name for name in ("cuda_emulation.h", "warp_operations.h", "hopper_operations.h")]
+SCHEDULER = HERE / "scheduler.cpp"
+
+# Only launchers can be seen from outside: two programs may have a name in common.
+FLAGS = ("-std=c++17", "-O1", "-g0", "-w", "-fPIC", "-fvisibility=hidden")
 
 
 def compiler() -> str | None:
@@ -109,7 +116,7 @@ class EmulatedRuntime:
         shared_bytes: int = 0,
     ) -> None:  # fmt: skip
         """Run a kernel of a program that is no file of the package."""
-        self._run(self._load(text, (entry,), ("-std=c++17", *options)), entry, grid, block, shared_bytes, params)
+        self._run(self._load(text, (entry,), options), entry, grid, block, shared_bytes, params)
 
     def _run(
         self, library: ctypes.CDLL, entry: str, grid: Dim, block: Dim, shared: int, params: np.ndarray[Any, Any]
@@ -128,42 +135,54 @@ class EmulatedRuntime:
 
     def _load(self, text: str, names: tuple[str, ...], options: tuple[str, ...]) -> ctypes.CDLL:
         launchers = "\n".join(
-            f'extern "C" const char* launch_{name}(const unsigned* grid, const unsigned* block, size_t shared, '
-            "const void* params, size_t size) "
+            f'extern "C" __attribute__((visibility("default"))) const char* launch_{name}(const unsigned* grid, '
+            "const unsigned* block, size_t shared, const void* params, size_t size) "
             f"{{ return emulation::launch({name}, grid, block, shared, params, size); }}"
             for name in names
         )
-        header = "\n".join(path.read_text() for path in HEADERS)
-        source = f'{header}\n#line 1 "kernel"\n{text}\n{launchers}\n'
-        key = hashlib.sha256("\0".join((source, *options)).encode()).hexdigest()[:24]
+        # Not on the command line: a precompiled header is of no use where a macro might have changed it.
+        macros = "".join(f"#define {o[2:].replace('=', ' ', 1)}\n" for o in options if o.startswith("-D"))
+        source = f'{macros}#line 1 "kernel"\n{text}\n{launchers}\n'
+        key = _digest(source)
         if key not in self._libraries:
-            self._libraries[key] = ctypes.CDLL(str(_build(source, key, options)))
+            self._libraries[key] = ctypes.CDLL(str(_made(f"{key}.so", source, *_common())))
         return self._libraries[key]
 
 
-def _build(source: str, key: str, options: tuple[str, ...]) -> Path:
-    """Compile into a folder that outlives the process; another process may be doing the same, hence the rename."""
-    folder = Path(tempfile.gettempdir()) / f"fastconv-emulation-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    library = folder / f"{key}.so"
-    if not library.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            text, built = Path(scratch, "kernel.cpp"), Path(scratch, "kernel.so")
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:24]
+
+
+@cache
+def _folder() -> Path:
+    """Where what is compiled with these headers outlives the process."""
+    key = _digest(str(compiler()), *FLAGS, *(path.read_text() for path in (*HEADERS, SCHEDULER)))
+    folder = Path(tempfile.gettempdir()) / f"fastconv-emulation-{os.getuid()}" / key
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def _made(name: str, source: str, *options: str) -> Path:
+    """A file of the folder, compiled by one of all threads and processes that want it, while the others wait."""
+    path = _folder() / name
+    if path.exists():
+        return path
+    with Path(f"{path}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            text, unfinished = Path(f"{path}.cpp"), Path(f"{path}.unfinished")
             text.write_text(source)
-            command = [
-                compiler() or "c++",
-                "-O1",
-                "-g0",
-                "-w",
-                "-shared",
-                "-fPIC",
-                *options,
-                str(text),
-                "-o",
-                str(built),
-            ]
+            command = [compiler() or "c++", *FLAGS, *options, "-o", str(unfinished), str(text)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-            built.rename(library)
-    return library
+            unfinished.rename(path)
+    return path
+
+
+@cache
+def _common() -> tuple[str, ...]:
+    """Options that bring the headers, precompiled, and the scheduler into a program."""
+    header = _made("emulation.h.gch", "\n".join(path.read_text() for path in HEADERS), "-x", "c++-header")
+    scheduler = _made("scheduler.o", SCHEDULER.read_text(), f"-I{HERE}", "-c", "-x", "c++")
+    return "-shared", str(scheduler), "-include", str(header.with_suffix("")), "-x", "c++"

@@ -59,15 +59,12 @@ def convolve(
     if x.dtype != w.dtype:
         raise TypeError(f"x has dtype {x.dtype} and w {w.dtype}: expected tensors of one dtype")
     stride, padding, dilation, output_padding = map(frozen, (stride, padding, dilation, output_padding))
-    options = {
-        "stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "padding_mode": padding_mode,
-        "data_format": data_format, "weight_format": weight_format, "activation": frozen(activation),
-        "flip_kernel": flip_kernel, "precision": precision,
-    }  # fmt: skip
-    if op == "input_grad":
-        options["output_padding"] = output_padding
-    if not intercepted(x, w):  # a tracer's sizes may be symbols; there the operator checks what is known of them
-        _check(op, ndim, tuple(x.shape), tuple(w.shape), x.dtype, *options.items())
+    symbolic = intercepted(x, w)  # a tracer's sizes may be symbols; the operator checks what is known of them
+    if not symbolic:
+        _check(
+            op, ndim, x.shape, w.shape, x.dtype, stride, padding, dilation, groups, padding_mode, data_format,
+            weight_format, frozen(activation), flip_kernel, precision, output_padding,
+        )  # fmt: skip
 
     last = data_format == "channels_last" or data_format.endswith("C")
     if last:
@@ -82,16 +79,9 @@ def convolve(
     if len(batch) != 1:
         x = x.flatten(0, len(batch) - 1) if batch else x.unsqueeze(0)
 
-    stride, dilation, output_padding = (_per_axis(v, ndim) for v in (stride, dilation, output_padding))
-    kernel = w.shape[2:]
-    pairs = _pairs(padding, x.shape[2:], kernel, stride, dilation, op == "input_grad")
-    same = isinstance(padding, str) and padding.startswith("same")
-    size = [
-        _length(op, n, d * (k - 1) + 1, s, sum(pair), extra, same)
-        for n, k, s, d, pair, extra in zip(x.shape[2:], kernel, stride, dilation, pairs, output_padding, strict=True)
-    ]
-    flat = [n for pair in pairs for n in pair]
-    y = convolution(x, w, bias, op, size, groups, stride, flat, dilation, padding_mode, precision, algorithm, device)
+    find = _geometry.__wrapped__ if symbolic else _geometry
+    size, *geometry = find(op, x.shape[2:], w.shape[2:], stride, padding, dilation, output_padding)
+    y = convolution(x, w, bias, op, size, groups, *geometry, padding_mode, precision, algorithm, device)
     if len(batch) != 1:
         y = y.reshape(*batch, *y.shape[1:])
     if residual is not None:
@@ -118,13 +108,38 @@ def _operand(name: str, value: Any, device: torch.device) -> Tensor | None:
     return tensor
 
 
+_OPTIONS = (
+    "stride", "padding", "dilation", "groups", "padding_mode", "data_format", "weight_format", "activation",
+    "flip_kernel", "precision",
+)  # fmt: skip
+
+
 @lru_cache(maxsize=4096, typed=True)
 def _check(
     op: str, ndim: int, x_shape: tuple[int, ...], w_shape: tuple[int, ...], dtype: torch.dtype, *options: Any
 ) -> None:
-    """Raise the error that fastconv has for these arguments."""
-    build = ConvProblem.forward if op == "forward" else ConvProblem.transposed
-    build(ndim, x_shape, w_shape, dtype=dtype_name(dtype), **dict(options))
+    """Raise the error that fastconv has for these arguments: those of :data:`_OPTIONS`, and the output padding."""
+    given = dict(zip(_OPTIONS, options, strict=False))
+    if op == "forward":
+        ConvProblem.forward(ndim, x_shape, w_shape, dtype=dtype_name(dtype), **given)
+    else:
+        named = dtype_name(dtype)
+        ConvProblem.transposed(ndim, x_shape, w_shape, dtype=named, **given, output_padding=options[-1])
+
+
+@lru_cache(maxsize=4096)
+def _geometry(
+    op: str, lengths: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, output_padding: Any
+) -> tuple[Any, ...]:  # fmt: skip
+    """The size of the result, and stride, padding and dilation as the operator takes them."""
+    stride, dilation, output_padding = (_per_axis(v, len(lengths)) for v in (stride, dilation, output_padding))
+    pairs = _pairs(padding, lengths, kernel, stride, dilation, op == "input_grad")
+    same = isinstance(padding, str) and padding.startswith("same")
+    size = [
+        _length(op, n, d * (k - 1) + 1, s, sum(pair), extra, same)
+        for n, k, s, d, pair, extra in zip(lengths, kernel, stride, dilation, pairs, output_padding, strict=True)
+    ]
+    return tuple(size), stride, tuple(n for pair in pairs for n in pair), dilation
 
 
 def _per_axis(option: Any, ndim: int) -> tuple[int, ...]:

@@ -59,11 +59,8 @@ _SCHEMA = (
 
 def _compute(a: Tensor, b: Tensor, bias: Tensor | None, op: str, size: list[int], groups: int, *fixed: Any) -> Tensor:
     """Compute ``op`` from its two operands; `size` is that of the result's spatial axes, or of the kernel."""
-    *geometry, algorithm, device = fixed
     last = channels_last(a, b)
-    problem = _problem(
-        op, a.shape, b.shape, a.dtype, bias is not None, tuple(size), groups, last, *map(frozen, geometry)
-    )
+    problem, algorithm, device = _problem_of(a, b, bias, op, size, groups, last, *fixed), *fixed[-2:]
     if last:
         a, b = a.movedim(1, -1), b.movedim(1, -1)
     result = fastconv.execute(problem, a, b, bias, algorithm=algorithm, device=device)
@@ -76,6 +73,17 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def frozen(option: Any) -> Any:
     return tuple(map(frozen, option)) if isinstance(option, (list, tuple)) else option
+
+
+def _problem_of(
+    a: Tensor, b: Tensor, bias: Tensor | None, op: str, size: Any, groups: int, last: bool, stride: Any, padding: Any,
+    dilation: Any, padding_mode: str, precision: str, *_: str,
+) -> ConvProblem:  # fmt: skip
+    """The problem that the operator's arguments describe; torch's dispatcher gives lists for what were tuples."""
+    return _problem(
+        op, a.shape, b.shape, a.dtype, bias is not None, tuple(size), groups, last, tuple(stride), tuple(padding),
+        tuple(dilation), padding_mode, precision,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=4096)
@@ -117,7 +125,7 @@ def _fake(a: Tensor, b: Tensor, bias: Tensor | None, op: str, size: list[int], g
     """What `_compute` returns, without its values."""
     last = channels_last(a, b)
     if all(isinstance(n, int) for n in (*a.shape, *b.shape, *size, groups)):  # none is a symbol: all can be checked
-        _problem(op, a.shape, b.shape, a.dtype, bias is not None, tuple(size), groups, last, *map(frozen, fixed[:-2]))
+        _problem_of(a, b, bias, op, size, groups, last, *fixed)
     batch, channels = {
         "forward": (a.shape[0], b.shape[0]),
         "input_grad": (a.shape[0], b.shape[1] * groups),
@@ -145,9 +153,7 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     }[ctx.op]
     *geometry, _, device = ctx.fixed  # an algorithm is named for the one operation
     grads = [
-        convolution(*operands, None, op, list(like.shape[2:]), ctx.groups, *geometry, "auto", device)
-        if needed
-        else None
+        convolution(*operands, None, op, like.shape[2:], ctx.groups, *geometry, "auto", device) if needed else None
         for needed, (op, *operands), like in zip(ctx.needs_input_grad, (first, second), (a, b), strict=False)
     ]
     axes = [axis for axis in range(g.dim()) if axis != 1]

@@ -11,6 +11,7 @@ from promise import assert_kept
 from strategies import make_operands, numpy_dtype
 
 from fastconv.accuracy import error
+from fastconv.cpu import parallel
 from fastconv.problem import OPS, PADDING_MODES, ConvProblem
 from fastconv.reference import reference
 from fastconv.registry import UNIT_ROUNDOFF, algorithms
@@ -314,3 +315,18 @@ def test_reasons():
         assert words in BY_NAME["winograd6"].why_not(p)
     wide = ConvProblem.forward(2, (1, 4, 9, 9), (4, 4, 6, 3))
     assert "2 to 5 taps" in BY_NAME["winograd6"].why_not(wide)
+
+
+@each_window
+@pytest.mark.parametrize("channels", [3, 21])  # they leave a vector of the last group unused
+def test_what_scratch_memory_held_before_changes_no_bit(algorithm, channels, monkeypatch):
+    p = ConvProblem.forward(2, (1, 5, 13, 14), (channels, 5, 3, 3), padding=1)
+    operands, results = make_operands(p), []
+    for byte in (0, 0xFF):  # zeros, NaN
+
+        def scratch(length, dtype, byte=byte):
+            return np.full(length * dtype.itemsize, byte, np.uint8).view(dtype)
+
+        monkeypatch.setattr(parallel, "scratch", scratch)
+        results.append(run(algorithm, p, *operands).tobytes())
+    assert results[0] == results[1]

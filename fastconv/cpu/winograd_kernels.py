@@ -231,7 +231,11 @@ def _winograd(  # type: ignore[no-untyped-def]
                         k * window_w * columns * group, columns * group, group, columns, vectors,
                     )  # fmt: skip
                 start_h, start_w = h_first * dilation_h + residue_h, w_first * dilation_w + residue_w
-                if not _finite(done[: high * row_length]):
+                # Channels beyond those vectors are of another time, and lie between those of pixels.
+                runs, run_length = high * columns * m_w, vectors * lanes
+                if run_length == group:
+                    runs, run_length = 1, high * row_length
+                if not _finite(done, runs, group, run_length):
                     failed[r_first + r, w_block, g, (o_first + o) // lanes] = some
                     continue
                 stop_w = start_w + (wide - 1) * dilation_w + 1
@@ -260,10 +264,13 @@ def _winograd(  # type: ignore[no-untyped-def]
 
 
 @inline
-def _finite(values):  # type: ignore[no-untyped-def]
+def _finite(values, runs, pitch, length):  # type: ignore[no-untyped-def]
+    """Whether all values are finite in so many runs, which begin a pitch apart."""
     strange = np.uint32(0)
-    for i in range(np.uintp(values.shape[0])):
-        strange |= np.uint32(values[i] - values[i] != 0)
+    for run in range(runs):
+        part = values[run * pitch : run * pitch + length]
+        for i in range(np.uintp(part.shape[0])):
+            strange |= np.uint32(part[i] - part[i] != 0)
     return strange == 0
 
 

@@ -20,6 +20,7 @@ from fastconv.settings import get_num_threads
 # A thread is worth having only for more than this many multiply-adds.
 _LEAST_WORK = 100_000
 _CHUNKS_PER_THREAD = 4
+_FEW_PER_THREAD = 16  # tasks, which are handed out one by one: ranges of one and of two would be shared unevenly
 
 CACHE_LINE = 64  # bytes
 
@@ -33,7 +34,7 @@ def threads_for(tasks: int, macs: int) -> int:
 
 def chunks_for(tasks: int, threads: int) -> int:
     """Into how many ranges to cut the tasks, so that threads that are late get less."""
-    return min(tasks, threads * _CHUNKS_PER_THREAD)
+    return tasks if tasks <= threads * _FEW_PER_THREAD else threads * _CHUNKS_PER_THREAD
 
 
 def run(work: Callable[[int, int], None], tasks: int, macs: int) -> None:

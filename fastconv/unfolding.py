@@ -121,8 +121,9 @@ def fold(x: Any, output_size: Any, kernel_size: Any, dilation: Any = 1, padding:
     empty = recycling.empty if kind.device == "cpu" else library(kind.device).empty
     image: Any = empty((problem.batch, channels, *problem.size), wide)
     image[...] = 0
+    once = _is_met_once(problem)
     for tap, met, sources in _meetings(problem):
-        if _is_met_once(problem):
+        if once:
             image[(..., *sources)] = columns[(..., *tap, *met)]
         else:
             image[(..., *sources)] += columns[(..., *tap, *met)]

@@ -14,7 +14,7 @@ import numpy as np
 from llvmlite import ir
 
 from fastconv.cpu.copying import SPLITS, gather_planes, split_planes
-from fastconv.cpu.elements import CLIP, activate, clip, load, resolve, store
+from fastconv.cpu.elements import CLIP, activate, clip, extremes, load, resolve, store
 from fastconv.cpu.emitting import INDEX, POINTER, addresses, counted, data_of, define, itemsize, moved, vector_of
 from fastconv.cpu.jit import generic, inline, intrinsic
 from fastconv.cpu.transpose import transpose_plane
@@ -306,11 +306,9 @@ def _write_run(sums: Any, added: Any, clipped: Any, parameters: Any, half: Any, 
     from numba import types
 
     if row.dtype == sums.dtype and not isinstance(row.dtype, types.Complex):
-        real = isinstance(sums.dtype, types.Float)
-        least, most = (-np.inf, np.inf) if real else (sums.dtype.minval, sums.dtype.maxval)
 
         def move(sums, added, clipped, parameters, half, row):  # type: ignore[no-untyped-def]
-            low, high = sums.dtype.type(least), sums.dtype.type(most)
+            low, high = extremes(sums)
             if clipped:
                 low, high = parameters[0], parameters[1]
             _move(sums, 0, added, low, high, row, sums.shape[0])

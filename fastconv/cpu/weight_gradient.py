@@ -39,6 +39,7 @@ from fastconv.arrays import named_dtype
 from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.copying import copy_planes
 from fastconv.cpu.costs import CostModel, Work
+from fastconv.cpu.elements import extremes
 from fastconv.cpu.jit import HALF_FORMATS, TaskKernel, array, inline, integer, records
 from fastconv.cpu.microkernel import TILE_VECTORS, complete_pixels, odd_lines, padded, tile_pixels
 from fastconv.cpu.panels import flat_memory
@@ -66,7 +67,7 @@ _MOST_BYTES = 64 << 20  # of sums that have to be put in order
 #: and `real` says whether they are real numbers.
 BLOCKING = np.dtype(
     [(name, np.int64) for name in ("inputs", "outputs", "parts", "rows", "columns", "staged")]
-    + [(name, np.int64) for name in ("lanes", "real", "tile", "panel", "line", "sums")]
+    + [(name, np.int64) for name in ("lanes", "tile", "panel", "line", "sums")]
     + [("blocks", np.int64, (2,)), ("steps", np.int64, (3,)), ("staging", STAGING)]
 )
 
@@ -88,9 +89,7 @@ def _weight_gradient(  # type: ignore[no-untyped-def]
     turning, sums = rest[: tile * line], rest[tile * line :]
     sums[block.sums : block.sums + tile] = 0
     lines, results = flat_memory(x, scratch) if in_place else staged, flat_memory(parts, scratch)
-    lowest = highest = scratch.dtype.type(0)
-    if block.real:
-        lowest, highest = scratch.dtype.type(-np.inf), scratch.dtype.type(np.inf)
+    lowest, highest = extremes(scratch)
     all_steps = geo.in_channels * block.steps[0] * block.steps[1] * block.steps[2]
     step_o, step_row = parts.strides[2] // parts.itemsize, parts.strides[3] // parts.itemsize
 
@@ -238,7 +237,7 @@ class _Cut:
         block = self.blocking = np.zeros(1, BLOCKING)
         block["inputs"], block["outputs"], block["parts"] = inputs, outputs, self.parts
         block["rows"], block["columns"], block["blocks"], block["steps"] = rows, columns, blocks, steps
-        block["lanes"], block["tile"], block["real"] = lanes, tile, accumulator.kind == "f"
+        block["lanes"], block["tile"] = lanes, tile
         block["staging"], block["staged"] = staging.how, staging.elements
         positions = padded(rows * columns, accumulator.itemsize)
         block["panel"], block["line"] = panel, line = positions * tile, odd_lines(positions, accumulator.itemsize)

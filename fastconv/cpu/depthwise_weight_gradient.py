@@ -15,7 +15,7 @@ done, and only then are the lanes of each added up:
 
 Of the sums of the last vector of a row only the lanes that lie in the row are kept: masking sums costs nothing, and what
 lies beyond a row, NaN or not, is never multiplied by zero. A vector that would end beyond the array is read from a copy.
-Where channels lie side by side in memory, vectors hold neighbouring groups and lanes are never added up.
+Where lone channels lie side by side in memory, vectors hold neighbouring ones and lanes are never added up.
 
 Where there are too few groups to keep threads busy, positions and images are split too, into parts that the problem
 alone determines, and the parts are added up in their order.
@@ -26,7 +26,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import cache, lru_cache
 from typing import Any
 
@@ -179,8 +178,9 @@ def _from_planes(  # type: ignore[no-untyped-def]
 def _from_pixels(  # type: ignore[no-untyped-def]
     first, last, x, gradient, weight, geometry, blocking, steps, tiles, order, half, scratch
 ):  # fmt: skip
-    """The same, but vectors hold neighbouring groups of one output each, and tiles lie along the row."""
+    """The same for groups of one channel; vectors hold neighbouring ones, and tiles lie along the row."""
     geo, block = geometry[0], blocking[0]
+    lone = gradient[0, 0, 0]  # of three axes: see `parts_of`
     lanes, size, slot = block.lanes, scratch.itemsize, steps[0].slot
     sums_slot = block.vectors * lanes
     all_blocks = geo.batch * block.blocks[2] * block.blocks[3] * block.blocks[4]
@@ -202,7 +202,7 @@ def _from_pixels(  # type: ignore[no-untyped-def]
                 x, n, s_first, slots, d, h * geo.stride[1] - geo.offset[1], w * geo.stride[2] - geo.offset[2],
                 (rows - 1) * geo.stride[1] + (geo.kernel[1] - 1) * geo.dilation[1] + 1,
                 (columns - 1) * geo.stride[2] + (geo.kernel[2] - 1) * geo.dilation[2] + 1,
-                geo, block, slot, half, scratch,
+                geo, block, slot, half, lone, scratch,
             )  # fmt: skip
             for i in range(slots):
                 g, here = g_first + i * lanes, min(lanes, groups - i * lanes)
@@ -371,11 +371,8 @@ class _Cut:
 
 
 def _pixels(problem: ConvProblem, c: Correlation) -> bool:
-    """Whether vectors hold neighbouring output channels."""
-    lanes = padded(1, named_dtype(problem.accumulator_dtype).itemsize)
-    return (
-        problem.channels_last and c.in_channels == c.out_channels and c.in_channels > 0 and lanes % c.in_channels == 0
-    )
+    """Whether vectors hold neighbouring channels."""
+    return problem.channels_last and c.in_channels == c.out_channels == 1
 
 
 @lru_cache(maxsize=1024)
@@ -383,10 +380,7 @@ def _cuts(problem: ConvProblem) -> tuple[_Cut, ...]:
     cuts = []
     for piece in lower(problem):
         c = piece.undone()
-        pixels = _pixels(problem, c)
-        if pixels:
-            c = replace(c, groups=c.groups * c.out_channels, out_channels=1)
-        cuts.append(_Cut(c, named_dtype(problem.accumulator_dtype).itemsize, pixels))
+        cuts.append(_Cut(c, named_dtype(problem.accumulator_dtype).itemsize, _pixels(problem, c)))
     return tuple(cuts)
 
 
@@ -411,12 +405,7 @@ class _DepthwiseWeightPlan(Plan):
             shape = cut.parts, *weight.shape[:2], len(cut.order)
             in_place = cut.parts == 1 and residual is None and y.dtype == self._accumulator and in_order(weight)
             parts = weight.reshape(shape) if in_place else recycling.empty(shape, self._accumulator)
-            gradient, target = packed, parts
-            if cut.pixels:  # each output is a group of its own
-                groups = cut.correlation.groups
-                gradient = packed.reshape(groups, 1, *packed.shape[2:])
-                target = parts.reshape(cut.parts, groups, 1, len(cut.order))
-            kernel(cut.tasks, cut.correlation.macs, cut.scratch, x.transpose(2, 1, 0, 3, 4, 5), gradient, target,
+            kernel(cut.tasks, cut.correlation.macs, cut.scratch, x.transpose(2, 1, 0, 3, 4, 5), packed, parts,
                    cut.correlation.geometry, cut.blocking, cut.steps, cut.tiles, cut.order, self._half)  # fmt: skip
             if not in_place:
                 with np.errstate(all="ignore"):  # NaN and infinity are data

@@ -112,7 +112,7 @@ class Cut:
         idle_outputs = (-outputs % self.lanes) * c.reduction / self.lanes
         staged = c.in_channels * math.prod(c.stride) if readable else 0
         packed = c.reduction * (_PACKED if c.stride[2] == 1 else _GATHERED)
-        arranged = outputs * c.reduction / (c.batch * c.positions) if gradient else 0
+        arranged = outputs * c.reduction / max(c.batch * c.positions, 1) if gradient else 0
         return packed + idle_pixels < outputs * _TURNED + staged * _STAGED + idle_outputs + arranged * _ARRANGED
 
     def _rows(self, height: int, columns: int, line: int) -> int:

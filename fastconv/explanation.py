@@ -48,14 +48,14 @@ class Row:
     why_not: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
-    """Why an algorithm was chosen: one row for each registered one. ``str()`` of it is a table."""
+    """Why an algorithm was chosen: one row for each registered one. It is shown as a table."""
 
     problem: ConvProblem
     rows: tuple[Row, ...]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [("algorithm", "   call", "   prepared", "workspace", "tolerance", "")]
         for row in self.rows:
             name = f"{row.device} {row.algorithm}"
@@ -80,7 +80,7 @@ def explain(
     device: str = "auto",
     **options: Any,
 ) -> Explanation:
-    """Say, for each registered algorithm, why it would or would not compute a convolution; printed and returned.
+    """Say, for each registered algorithm, why it would or would not compute a convolution.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def explain(
     Explanation
         Its ``rows`` hold, for each algorithm, seconds (predicted, or measured by :func:`fastconv.tune`) and whether it
         is chosen, both for a ``call`` of the function, which packs the weight, and for a ``prepared`` layer, whose
-        weight is packed; workspace bytes and promised tolerance; or why it declines. ``print`` shows them as a table.
+        weight is packed; workspace bytes and promised tolerance; or why it declines. Printed, they are a table.
 
     Raises
     ------
@@ -112,15 +112,14 @@ def explain(
     Examples
     --------
     >>> import fastconv
-    >>> explanation = fastconv.explain((1, 64, 56, 56), (64, 64, 3, 3), padding=1)  # doctest: +ELLIPSIS
+    >>> explanation = fastconv.explain((1, 64, 56, 56), (64, 64, 3, 3), padding=1)
+    >>> print(explanation)  # doctest: +ELLIPSIS
     conv2d (1, 64, 56, 56) * (64, 64, 3, 3) -> (1, 64, 56, 56) float32 padding=((1, 1), (1, 1))
     ...
     >>> [row.algorithm for row in explanation.rows if row.call and row.call.chosen]  # doctest: +ELLIPSIS
     [...]
     """
-    explanation = describe(read_problem(x_shape, w_shape, dtype, transposed, options), algorithm, device)
-    print(explanation)
-    return explanation
+    return describe(read_problem(x_shape, w_shape, dtype, transposed, options), algorithm, device)
 
 
 def read_problem(x_shape: Any, w_shape: Any, dtype: Any, transposed: bool, options: Mapping[str, Any]) -> ConvProblem:

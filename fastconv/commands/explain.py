@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     import fastconv
 
     try:
-        fastconv.explain(args.x, args.w, algorithm=args.algorithm, **convolution.options(args))
+        print(fastconv.explain(args.x, args.w, algorithm=args.algorithm, **convolution.options(args)))
     except (ValueError, TypeError) as problem:
         raise CommandError(str(problem)) from None
     return 0

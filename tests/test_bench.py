@@ -14,7 +14,7 @@ from fastconv.commands.ceilings import Ceilings
 from fastconv.commands.console import installed
 from fastconv.commands.engines import ENGINES, layer_operands
 from fastconv.commands.gpu_ceilings import GpuCeilings
-from fastconv.commands.race import EngineError, Entry, Racer
+from fastconv.commands.race import EngineError, Entry, Racer, race
 from fastconv.networks import LAYERS, SURVEY, read_layer
 from fastconv.reference import reference
 from fastconv.registry import UNIT_ROUNDOFF
@@ -59,19 +59,38 @@ def test_engines_compute_what_they_take(engine):
     try:
         for (kind, layer), op in itertools.product(SMALL.items(), ("forward", "fused", "input_grad", "weight_grad")):
             one = replace(layer, fused=True) if op == "fused" else replace(layer, op=op)
-            for dtype in ("float32", "float64"):
+            for dtype in ("float32", "float64", "int8") if op == "forward" else ("float32", "float64"):
                 try:
                     _, result = racer.ask("load", one, dtype)
                 except EngineError:
                     continue  # declined
                 expected = reference(one.problem(dtype), *layer_operands(one, dtype))
-                allowed = 50 * UNIT_ROUNDOFF[dtype] * np.abs(expected).max()
+                allowed = 50 * UNIT_ROUNDOFF.get(dtype, 0) * np.abs(expected).max()
                 np.testing.assert_allclose(result, expected, rtol=0, atol=allowed, err_msg=f"{kind}, {op}, {dtype}")
                 assert min(racer.ask("turn")) > 0
                 computed += 1
     finally:
         racer.close()
     assert computed >= len(SMALL) // 2
+
+
+def test_what_fails_is_noted_and_the_race_goes_on():
+    racers = [Racer(engine, "cpu", 1) for engine in ("fastconv", "fastconv prepared", "fastconv:col2im")]
+    try:
+        too_small = replace(SMALL["plain"], size=(1, 0))
+        own, prepared, declined = race(racers, too_small, "float32", "cpu", 0.001)
+        assert own.failed and "ValueError" in own.why_not
+        assert Row(too_small, 1.0, 1, (own, prepared, declined)).failures == [own, prepared, declined]
+        racers[0]._process.kill()
+        own, prepared, declined = race(racers, SMALL["strided, dilated"], "float32", "cpu", 0.001)
+        assert own.failed and "-9" in own.why_not
+        assert prepared.seconds and not prepared.wrong
+        assert declined.why_not and not declined.failed
+        again = race(racers, SMALL["plain"], "float32", "cpu", 0.001)[0]
+        assert again.seconds and not again.failed
+    finally:
+        for racer in racers:
+            racer.close()
 
 
 def measured(**seconds):
@@ -106,9 +125,10 @@ def test_rows_below_the_bar_are_listed_worst_first():
     assert [ratio for ratio, _ in contest.below] == [0.5, 0.9]
 
 
-def test_a_row_counts_the_bytes_that_must_move():
-    row = measured(function=1.0, prepared=1.0, last=1.0)
-    assert row.nbytes == 4 * (6 * 12 * 12 + 8 * 6 * 3 * 3 + 8 * 12 * 12)
+@pytest.mark.parametrize("dtype, operand_bytes", [("float32", 4), ("int8", 1)])
+def test_a_row_counts_the_bytes_that_must_move(dtype, operand_bytes):
+    row = Row.of(SMALL["plain"], dtype, [])
+    assert row.nbytes == operand_bytes * (6 * 12 * 12 + 8 * 6 * 3 * 3) + 4 * 8 * 12 * 12
     assert row.gflop == pytest.approx(2e-9 * 8 * 12 * 12 * 6 * 9)
 
 

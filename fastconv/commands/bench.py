@@ -15,7 +15,7 @@ from fastconv.commands.console import CommandError, installed, positive_int, pro
 from fastconv.commands.engines import ENGINES, PEERS
 from fastconv.commands.race import EngineError, Racer, race
 from fastconv.networks import LAYERS, NETWORKS, SURVEY, TF32, Layer
-from fastconv.problem import OPS
+from fastconv.problem import DTYPES, OPS
 
 if TYPE_CHECKING:
     from fastconv.commands.ceilings import Ceilings
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 
 HELP = "time layers of real networks on CPU and GPU, beside other libraries"
 
-_DTYPES = ("float32", "float64", "float16", "bfloat16", TF32)
+_DTYPES = (*(dtype for dtype in DTYPES if not dtype.startswith("complex")), TF32)
 _EPILOGUES = ("none", "bias+relu")
-_CEILINGS = ("float32", "float64")  # half types are computed in float32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +73,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Race the engines over the layers; print, write and plot what was measured."""
+    """Race the engines over the layers; print, write and plot what was measured.
+
+    The exit status is 1 if fastconv failed on a layer.
+    """
     from fastconv import machine
 
     _check_outputs(args)
@@ -97,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         from fastconv.commands.roofline import plot_rooflines
 
         plot_rooflines(args.roofline, runs, title)
-    return 0
+    return int(any(row.failures for one in runs for row in one.rows))
 
 
 def _recall(files: list[Path]) -> tuple[str, list[Run]]:
@@ -214,10 +216,10 @@ def _ceilings(device: str, dtype: str, threads: int) -> Ceilings | GpuCeilings |
     if device == "cpu":
         from fastconv.commands import ceilings  # which imports Numba: a GPU can be measured without
 
-        return ceilings.measure(dtype, threads) if dtype in _CEILINGS else None
+        return ceilings.measure(dtype, threads)
     from fastconv.commands import gpu_ceilings
 
-    return gpu_ceilings.measure(dtype) if installed("torch") else None
+    return gpu_ceilings.measure(dtype) if installed("torch") and "int" not in dtype else None
 
 
 def _measure(

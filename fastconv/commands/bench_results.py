@@ -42,8 +42,10 @@ class Row:
     def of(cls, layer: Layer, dtype: str, entries: list[Entry]) -> Row:
         """The row of a layer that was raced."""
         problem = layer.problem(dtype)
-        elements = sum(math.prod(shape) for shape in (*problem.operand_shapes, problem.result_shape))
-        return cls(layer, 2e-9 * problem.macs, elements * named_dtype(problem.dtype).itemsize, tuple(entries))
+        arrays = [(shape, problem.dtype) for shape in problem.operand_shapes]
+        arrays.append((problem.result_shape, problem.result_dtype))
+        nbytes = sum(math.prod(shape) * named_dtype(name).itemsize for shape, name in arrays)
+        return cls(layer, 2e-9 * problem.macs, nbytes, tuple(entries))
 
     def floor(self, ceilings: Ceilings | GpuCeilings) -> float:
         """The least time that the rates allow, unless an algorithm multiplies less than the definition."""
@@ -61,6 +63,11 @@ class Row:
     def peers(self) -> list[Entry]:
         """Entries of other libraries."""
         return [e for e in self.entries if not e.engine.startswith("fastconv")]
+
+    @property
+    def failures(self) -> list[Entry]:
+        """Entries of fastconv that ended in an error."""
+        return [e for e in self.entries if e.failed and e.engine.startswith("fastconv")]
 
     @property
     def algorithms(self) -> list[Entry]:
@@ -198,7 +205,8 @@ def _run(plain: dict[str, Any]) -> Run:
         layer: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in row["layer"].items()
         }
-        entries = tuple(Entry(**{f.name: entry[f.name] for f in fields(Entry)}) for entry in row["entries"])
+        known = {f.name for f in fields(Entry)}
+        entries = tuple(Entry(**{k: v for k, v in entry.items() if k in known}) for entry in row["entries"])
         rows.append(Row(Layer(**layer), row["gflop"], row["nbytes"], entries))
     ceilings = _ceilings(plain["device"], plain["ceilings"]) if plain["ceilings"] else None
     return Run(plain["device"], plain["dtype"], plain["threads"], ceilings, rows)

@@ -28,6 +28,9 @@ def print_run(run: Run) -> None:
     declined = Counter((e.engine, e.why_not) for row in run.rows for e in row.peers if e.why_not)
     for (engine, reason), layers in declined.items():
         print(f"- {engine}, {layers} layer{'s' * (layers > 1)}: {reason}")
+    for row in run.rows:
+        for entry in row.failures:
+            print(f"! {entry.engine} failed on {row.layer}: {entry.why_not}")
     if run.ceilings:
         flops, memory, copy = (rate / 1e9 for rate in (run.ceilings.flops, run.ceilings.memory, run.ceilings.copy))
         how = "multiply-adds" if run.device == "cpu" else f"a matrix product in {run.dtype}"

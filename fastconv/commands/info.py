@@ -23,6 +23,8 @@ _CUDA_PACKAGES = (
     "nvidia-cuda-nvrtc-cu12",
 )
 
+_PLACES = ("location", "kernel_cache", "cuda_sources")
+
 # Of the many features of a CPU, those that kernels make use of.
 _FEATURES = ("sse4.2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512vnni", "avx512bf16", "neon", "sve")
 
@@ -44,14 +46,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def collect() -> dict[str, Any]:
-    """Everything ``info`` tells, ready for JSON."""
+def collect(places: bool = True) -> dict[str, Any]:
+    """Everything ``info`` tells, ready for JSON; without places on this machine's disk if the file goes elsewhere."""
     import fastconv
     from fastconv import dispatch, machine, registry, settings
     from fastconv.gpu import source
 
     here = Path(fastconv.__file__).parent
-    return {
+    found = {
         "fastconv": fastconv.__version__,
         "location": str(here),
         "git_commit": git_commit(here),
@@ -71,6 +73,7 @@ def collect() -> dict[str, Any]:
         "cuda_sources": str(source.directory()),
         "algorithms": {at: [a.name for a in registry.algorithms(at)] for at in ("cpu", "gpu")},
     }
+    return found if places else {name: value for name, value in found.items() if name not in _PLACES}
 
 
 def git_commit(where: Path) -> str | None:

@@ -29,6 +29,7 @@ from fastconv.cpu.emitting import (
     LANE,
     POINTER,
     call_chosen,
+    compute_here,
     counted,
     data_of,
     define,
@@ -125,12 +126,13 @@ def _define_strip(module: ir.Module, number: ir.Type, height: int, parts: int) -
                     tap = moved(builder, taps_of_group, builder.load(moved(builder, run, 1, INDEX), typ=INDEX), number)
                     factors = [weight(moved(builder, tap, builder.mul(apart, INDEX(k)), number)) for k in range(taps)]
                     for row in range(height + taps - 1):
-                        # A fence for LLVM alone: else it loads many rows ahead and has no registers for them.
-                        builder.fence("seq_cst", "singlethread")
                         values = read(moved(builder, place, builder.mul(pitch, INDEX(row)), number), part)
+                        finished = []
                         for k in range(max(row - height + 1, 0), min(taps, row + 1)):
                             before = builder.load(sums[row - k], typ=vector)
-                            builder.store(multiply_add(builder, values, factors[k], before), sums[row - k])
+                            finished.append(multiply_add(builder, values, factors[k], before))
+                            builder.store(finished[-1], sums[row - k])
+                        compute_here(builder, finished)  # else rows are loaded ahead, until no register is left
                 first = builder.add(first, count)
         with builder.if_then(builder.icmp_unsigned("!=", bounds, POINTER(None))):
             for bound, beyond in enumerate("<>"):

@@ -86,6 +86,20 @@ def emit_prefetch(builder: ir.IRBuilder, place: ir.Value, *, write: bool) -> Non
     builder.call(function, [place, LANE(int(write)), LANE(3), LANE(1)])  # into all caches, data
 
 
+def compute_here(builder: ir.IRBuilder, values: list[ir.Value]) -> None:
+    """Keep LLVM from computing these vectors later: from moving what accesses memory afterwards before them.
+
+    No instruction comes of it: an empty piece of assembly claims to read the first lanes, and all memory.
+    """
+    first = ir.FloatType() if itemsize(values[0].type.element) == 4 else ir.DoubleType()  # what any register holds
+    kind = ir.FunctionType(NOTHING, [first] * len(values))
+    read = [
+        builder.extract_element(builder.bitcast(value, ir.VectorType(first, value.type.count)), LANE(0))
+        for value in values
+    ]
+    builder.asm(kind, "", "X," * len(values) + "~{memory}", read, side_effect=True)
+
+
 def addresses(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Callable[..., ir.Value]:
     """For the arguments of an intrinsic: a function that gives the address of element `at` of array number `k`."""
 

@@ -6,9 +6,8 @@ left, a vector of half, a quarter, … of the lanes: 7 elements are 4 + 2 + 1. N
 
 On the way a row may be *split*, ``target[part][i] = source[i * parts + part]``, so that what a stride of 2 or 4 reads
 lies side by side: of that many vectors, loaded as one, every second or fourth element is stored. Or it may be *dealt*:
-its vectors go to places a slot apart. Or it may be *woven* into a row of the target, ``target[i * parts] = source[i]``:
-vectors of the target are loaded, every second or fourth element replaced, and stored. Between its first and its last
-element nobody else may write meanwhile.
+its vectors go to places a slot apart. Or 2 or 4 rows are *woven* into one, ``target[i * parts + part] =
+source[part][i]``, which undoes a split.
 """
 
 from __future__ import annotations
@@ -104,43 +103,47 @@ def define_copy(module: ir.Module, number: ir.Type, parts: int, dealt: int = 0) 
     return function
 
 
-def define_weave(module: ir.Module, number: ir.Type, parts: int) -> ir.Function:
-    """The function (target, slot, pitch, source, leap, stride, planes, rows, length); steps are in bytes."""
+def _define_weave(module: ir.Module, number: ir.Type, parts: int) -> ir.Function:
+    """The function (target, slot, pitch, source, apart, leap, stride, planes, rows, length); steps are in bytes."""
     size = itemsize(number)
     lanes = vector_bytes() // size
     function, known = define(
         module, f"fastconv_weave_{number}_{lanes}_{parts}",
-        [POINTER, INDEX, INDEX, POINTER, INDEX, INDEX, INDEX, INDEX, INDEX],
+        [POINTER, INDEX, INDEX, POINTER, INDEX, INDEX, INDEX, INDEX, INDEX, INDEX],
     )  # fmt: skip
     if known:
         return function
-    target, slot, pitch, source, leap, stride, planes, rows, length = function.args
+    target, slot, pitch, source, apart, leap, stride, planes, rows, length = function.args
     builder = ir.IRBuilder(function.append_basic_block())
-    last = builder.sub(length, INDEX(1))  # by itself: what follows it may be another row
+    step = parts * lanes
     with counted(builder, INDEX(0), planes) as plane, counted(builder, INDEX(0), rows) as row:
         start = moved(builder, source, builder.add(builder.mul(plane, leap), builder.mul(row, stride)), BYTE)
         to = moved(builder, target, builder.add(builder.mul(plane, slot), builder.mul(row, pitch)), BYTE)
 
         def weave(at: ir.Value, count: int) -> None:
-            vector = ir.VectorType(number, count)
-            values = builder.load(moved(builder, start, at, number), align=size, typ=vector)
-            for part in range(parts):
-                place = moved(builder, to, builder.add(builder.mul(at, INDEX(parts)), INDEX(part * count)), number)
-                there = builder.load(place, align=size, typ=vector)
-                elements = range(part * count, (part + 1) * count)
-                chosen = [lane if i % parts else count + i // parts for lane, i in enumerate(elements)]
-                mask = ir.Constant(ir.VectorType(LANE, count), chosen)
-                builder.store(builder.shuffle_vector(there, values, mask), place, align=size)
+            """Elements `at` to `at + count`; `at` is a multiple of `parts`, or `count` smaller."""
+            each = max(count // parts, 1)
+            first = moved(builder, start, builder.udiv(at, INDEX(parts)), number)
+            part = builder.and_(at, INDEX(parts - 1))
+            values = []
+            for further in range(min(parts, count)):
+                place = moved(builder, first, builder.mul(apart, builder.add(part, INDEX(further))), BYTE)
+                values.append(builder.load(place, align=size, typ=ir.VectorType(number, each)))
+            while len(values) > 1:  # a with c and b with d, then ac with bd
+                pairs = zip(values[: len(values) // 2], values[len(values) // 2 :], strict=True)
+                order = [i // 2 + i % 2 * each for i in range(2 * each)]
+                mask = ir.Constant(ir.VectorType(LANE, 2 * each), order)
+                values = [builder.shuffle_vector(*pair, mask) for pair in pairs]
+                each *= 2
+            builder.store(values[0], moved(builder, to, at, number), align=size)
 
-        with counted(builder, INDEX(0), builder.and_(last, INDEX(-lanes)), lanes) as at:
-            weave(at, lanes)
-        count = lanes // 2
+        with counted(builder, INDEX(0), builder.and_(length, INDEX(-step)), step) as at:
+            weave(at, step)
+        count = step // 2
         while count > 0:
-            with builder.if_then(builder.icmp_unsigned("!=", builder.and_(last, INDEX(count)), INDEX(0))):
-                weave(builder.and_(last, INDEX(-2 * count)), count)
+            with builder.if_then(builder.icmp_unsigned("!=", builder.and_(length, INDEX(count)), INDEX(0))):
+                weave(builder.and_(length, INDEX(-2 * count)), count)
             count //= 2
-        value = builder.load(moved(builder, start, last, number), align=size, typ=number)
-        builder.store(value, moved(builder, to, builder.mul(last, INDEX(parts)), number), align=size)
     builder.ret_void()
     return function
 
@@ -251,9 +254,9 @@ def gather_planes(  # type: ignore[no-untyped-def]
 
 @intrinsic
 def weave_planes(  # type: ignore[no-untyped-def]
-    typing_context, target, first, slot, pitch, source, begin, leap, stride, planes, rows, length, parts
+    typing_context, target, first, slot, pitch, source, begin, apart, leap, stride, planes, rows, length, parts
 ):
-    """As :func:`copy_planes`, of at least one element a row, but those of the target lie `parts` apart.
+    """As :func:`copy_planes`, but elements k, k + parts, … of a row come from ``begin + k * apart + …``, for each k.
 
     `parts` is one of :data:`SPLITS`.
     """
@@ -264,11 +267,14 @@ def weave_planes(  # type: ignore[no-untyped-def]
         to = data_of(context, builder, target, arguments[0], number, arguments[1])
         steps = [builder.mul(step, INDEX(itemsize(number))) for step in arguments[2:4]]
         from_ = data_of(context, builder, source, arguments[4], BYTE, arguments[5])
-        weaves = {count: define_weave(builder.module, number, count) for count in SPLITS}
-        call_chosen(builder, arguments[11], weaves, (to, *steps, from_, *arguments[6:11]))
+        weaves = {count: _define_weave(builder.module, number, count) for count in SPLITS}
+        call_chosen(builder, arguments[12], weaves, (to, *steps, from_, *arguments[6:12]))
         return context.get_dummy_value()
 
-    return types.void(target, first, slot, pitch, source, begin, leap, stride, planes, rows, length, parts), generate
+    return (
+        types.void(target, first, slot, pitch, source, begin, apart, leap, stride, planes, rows, length, parts),
+        generate,
+    )
 
 
 @intrinsic

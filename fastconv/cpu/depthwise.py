@@ -4,9 +4,10 @@ Between such channels there is no matrix product to be had, and a plane of 56 x 
 microsecond: what counts is that nothing else takes as long. A task *stages* the input it needs into scratch memory,
 padded with zeros, in whole vectors, laid out so that all reads are at unit stride from then on. Then the register tile
 of `depthwise_tile` slides over it, once for each output channel, and writes the finished rows, bias added and clipped,
-where the caller wants them. Only what cannot be written as vectors goes through scratch memory: results with gaps or in
-half precision, smooth activations, a residual. Where channels lie side by side in memory, vectors hold neighbouring
-groups (`depthwise_pixels`); elsewhere they lie along the row (`depthwise_planes`).
+where the caller wants them. Only what cannot be written as vectors goes through scratch memory: the phases of a strided
+input gradient (`depthwise_phases`), results with gaps or in half precision, smooth activations, a residual. Where
+channels lie side by side in memory, vectors hold neighbouring groups (`depthwise_pixels`); elsewhere they lie along the
+row (`depthwise_planes`).
 
 Taps in one column of the kernel form vertical runs. With stride s and dilation d, output rows r and r + 1 read input
 rows that are s apart, so the taps of a run must be s / d apart: 1 for the plain convolution, 2 for stride 2 (rows 0 and
@@ -21,7 +22,7 @@ order (channel, kd, kh, kw), however the work is cut.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache
 from typing import Any
@@ -33,6 +34,7 @@ from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.copying import SPLITS
 from fastconv.cpu.costs import CostModel, Work, gathering
 from fastconv.cpu.depthwise_cut import BLOCKING, Cut
+from fastconv.cpu.depthwise_phases import Phases, alone, together
 from fastconv.cpu.depthwise_pixels import convolve_pixels
 from fastconv.cpu.depthwise_planes import convolve_planes
 from fastconv.cpu.depthwise_tile import STRIP
@@ -71,39 +73,49 @@ def _parts(problem: ConvProblem) -> int:
     return 0 if parts == 0 or lanes % parts else parts
 
 
-def _cut(problem: ConvProblem, piece: Correlation) -> Cut:
-    """How a piece is cut; where vectors hold output channels, each of them counts as a group."""
+def _phases(problem: ConvProblem) -> tuple[Phases, ...]:
+    """What is computed in turn: each piece by itself where vectors hold channels, as its results have no gaps there."""
+    return tuple(map(alone, lower(problem))) if _parts(problem) else together(lower(problem))
+
+
+def _cut(problem: ConvProblem, phases: Phases) -> Cut:
+    """How phases are cut; where vectors hold output channels, each of them counts as a group."""
     pixels = _parts(problem) > 0
     if pixels:
-        piece = replace(piece, groups=piece.groups * piece.out_channels, out_channels=1)
-    return Cut(piece, named_dtype(problem.accumulator_dtype).itemsize, pixels)
+        phases = replace(phases, groups=phases.groups * phases.out_channels, out_channels=1)
+    return Cut(phases, named_dtype(problem.accumulator_dtype).itemsize, pixels)
 
 
 @lru_cache(maxsize=1024)
 def _cuts(problem: ConvProblem) -> tuple[Cut, ...]:
-    return tuple(_cut(problem, piece.flat or piece) for piece in lower(problem))
+    return tuple(_cut(problem, phases.flat or phases) for phases in _phases(problem))
 
 
 class _DepthwisePlan(PiecewisePlan):
     def __init__(self, problem: ConvProblem) -> None:
         self._parts = _parts(problem)
-        super().__init__(problem, lambda piece: _cut(problem, piece))
+        self._phases = _phases(problem)
+        super().__init__(problem, lambda phases: _cut(problem, phases), self._phases)
         self.pack_key = self.pack_key, self._parts
         self._no_bias = np.zeros(problem.result_channels, self._accumulator)
         self._kernel = _compiled(problem.dtype, problem.result_dtype, problem.accumulator_dtype, self._parts)
 
     def pack(self, w: Any) -> Any:
-        """For each piece, the taps of every group one after another; or of as many outputs as a vector holds."""
-        return [self._arrange(contiguous_taps(piece, w, self._accumulator)) for piece in self._pieces]
+        """The taps of every group one after another, phase by phase; or of as many outputs as a vector holds."""
+        return [
+            self._arrange([contiguous_taps(phase, w, self._accumulator) for phase in phases.phases])
+            for phases in self._phases
+        ]
 
-    def _arrange(self, taps: Any) -> Any:
-        groups, out_channels, count = taps.shape
+    def _arrange(self, taps: Sequence[Any]) -> Any:
         if not self._parts:
-            return taps.reshape(groups, out_channels * count)
+            flat = [of_phase.reshape(of_phase.shape[0], math.prod(of_phase.shape[1:])) for of_phase in taps]
+            return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
+        groups, out_channels, count = taps[0].shape
         lanes, outputs = padded(1, self._accumulator.itemsize), groups * out_channels
         slots = -(-outputs // lanes)
         whole = np.zeros((slots * lanes, count), self._accumulator)
-        whole[:outputs] = taps.reshape(outputs, count)
+        whole[:outputs] = taps[0].reshape(outputs, count)
         by_number = whole.reshape(slots, lanes // self._parts, self._parts, count).transpose(0, 3, 2, 1)
         axes = [1] * (self._parts.bit_length() - 1)  # see `parts_of`
         return np.ascontiguousarray(by_number).reshape(slots, count, lanes, *axes)
@@ -112,7 +124,7 @@ class _DepthwisePlan(PiecewisePlan):
         if self._parts and piece.out_channels > 1:
             y, residual = (_outputs_as_groups(a) for a in (y, residual))
         self._kernel(cut.tasks, piece.macs, cut.scratch, x, weights, y, bias, residual, cut.geometry, cut.blocking,
-                     cut.strip, cut.table, self._half, *self._activation)  # fmt: skip
+                     cut.strips, cut.table, self._half, *self._activation)  # fmt: skip
 
 
 def _outputs_as_groups(a: Any) -> Any:
@@ -127,14 +139,12 @@ def _work(problem: ConvProblem) -> Iterable[Work]:
     if problem.dtype != problem.accumulator_dtype:
         longest = 1 if "int" in problem.dtype and not pixels else 0  # LLVM widens rows of integers
     plain = contiguous and problem.result_dtype == problem.accumulator_dtype and problem.activation.code <= CLIP
-    for piece, cut in zip(lower(problem), _cuts(problem), strict=True):
+    for piece, cut in zip(_phases(problem), _cuts(problem), strict=True):
         in_vectors = contiguous and piece.padding_mode == "zeros" and piece.stride[2] <= longest
-        in_place = plain and not (problem.residual or cut.through_scratch)
-        in_place = in_place and (pixels or piece.targets[2].step in (None, 1, *SPLITS))
-        results = piece.batch * piece.groups * piece.out_channels * piece.positions
+        in_place = plain and not problem.residual and (pixels or piece.grid[1] in (1, *SPLITS))
         counts = cut.counted | {
             "read": 0 if in_vectors else cut.counted["staged"],  # element by element, like those written
-            "written": 0 if in_place else results,
+            "written": 0 if in_place else cut.counted["result"],
         }
         yield Work(cut.tasks, counts)
 

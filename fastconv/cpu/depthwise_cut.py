@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from fastconv.cpu.depthwise_phases import Phases
 from fastconv.cpu.depthwise_tile import HEIGHTS, LONGEST_RUN, STRIP
 from fastconv.cpu.jit import inline
 from fastconv.cpu.microkernel import odd_lines, padded
-from fastconv.lowering import Correlation
 from fastconv.remembering import once
 from fastconv.settings import available_cores
 
@@ -32,12 +32,13 @@ _FEWEST_ROWS = 4  # fewer rows of results are better covered by tiles that lie a
 
 #: How a correlation is cut: `blocks` tasks along groups, height and width, of so many `slots` of groups, rows and
 #: columns. A `plane` is what is staged of one (channel, kd); its rows are `row` elements apart, its pixels or elements
-#: `pixel`, the parts of a row `part`. Results in scratch memory begin at `sums` and go on for a group every
-#: `sums_slot`, for a row of the tile every `sums_pitch`, for a tile every `sums_step`; a vector of `bias` follows.
+#: `pixel`, the parts of a row `part`. Results in scratch memory begin at `sums` and go on for the next phase of a row
+#: every `sums_phase`, for a group every `sums_slot`, for a row of the tile every `sums_pitch`, for a tile every
+#: `sums_step`; a vector of `bias` follows. `grid` says how many phases there are along height and width.
 BLOCKING = np.dtype(
     [(name, np.int64) for name in ("slots", "rows", "columns", "lanes", "pixels", "along", "plane", "row", "pixel")]
-    + [(name, np.int64) for name in ("part", "sums", "sums_slot", "sums_pitch", "sums_step", "bias")]
-    + [("blocks", np.int64, (3,))]
+    + [(name, np.int64) for name in ("part", "sums", "sums_phase", "sums_slot", "sums_pitch", "sums_step", "bias")]
+    + [("blocks", np.int64, (3,)), ("grid", np.int64, (2,))]
 )
 
 
@@ -85,14 +86,14 @@ class Cut:
 
     Parameters
     ----------
-    correlation : Correlation
+    correlation : Phases
     itemsize : int
         Bytes of the accumulator.
     pixels : bool
         Whether vectors hold neighbouring groups, not neighbouring elements of a row.
     """
 
-    def __init__(self, correlation: Correlation, itemsize: int, pixels: bool) -> None:
+    def __init__(self, correlation: Phases, itemsize: int, pixels: bool) -> None:
         self._correlation = c = correlation
         depth, height, width = c.count
         (_, stride, stride_w), (_, dilation, dilation_w) = c.stride, c.dilation
@@ -100,7 +101,7 @@ class Cut:
         lanes = padded(1, itemsize)
         planes = c.kernel[0] * (1 if pixels else c.in_channels) if c.reduction else 0
         along = height < _FEWEST_ROWS
-        self._turned, self.through_scratch = along and pixels, along and not pixels
+        self._turned = along and pixels
 
         columns = min(width, _WIDTH)
         vectors = columns if pixels else -(-columns // lanes)
@@ -147,37 +148,44 @@ class Cut:
         sums = _up(rows, least) * across
         self.tasks = c.batch * depth * math.prod(blocks)
         self.staged = staged
-        self.scratch = staged + together * sums + lanes
+        self.scratch = staged + c.grid[1] * together * sums + lanes
 
         # Where pixels are staged, a plane has the inputs of all channels.
         self._planes = np.arange(c.in_channels * c.kernel[0])[:, None, None]
         self._places = self._planes % max(planes, 1)
         pitch = (stride_w * pixel if pixels else lanes) if along else stride * row
         turned = 2 if self._turned else 1
-        taps, steps, spaced = c.kernel[turned], c.stride[turned], c.dilation[turned]
-        apart = 0 if steps % spaced or self.through_scratch else steps // spaced
-        self._runs = _runs(taps, apart)
         unit = lanes if pixels else 1
-        strip = self.strip = np.zeros(1, STRIP)
-        strip["slot"], strip["pitch"], strip["step"] = slot, pitch, c.stride[1] * row if along else step
-        strip["group_weights"], strip["group_biases"] = c.out_channels * c.reduction * unit, c.out_channels * unit
-        strip["apart"] = apart * (1 if self._turned else c.kernel[2]) * unit
-        strip["height"] = tall
-        strip["runs"] = [len(runs) * c.reduction // max(taps, 1) for runs in self._runs]
+        strips = self.strips = np.zeros(len(c.phases), STRIP)
+        strips["slot"], strips["pitch"], strips["step"] = slot, pitch, c.stride[1] * row if along else step
+        strips["group_weights"], strips["group_biases"] = c.out_channels * c.reduction * unit, c.out_channels * unit
+        strips["height"] = tall
+        self._runs = []
+        first = weights = 0
+        for phase, strip in zip(c.phases, strips, strict=True):
+            taps, steps, spaced = phase.kernel[turned], phase.stride[turned], phase.dilation[turned]
+            apart = 0 if steps % spaced or along != self._turned else steps // spaced
+            runs = _runs(taps, apart)
+            strip["apart"] = apart * (1 if self._turned else phase.kernel[2]) * unit
+            strip["runs"] = [len(of_length) * phase.reduction // max(taps, 1) for of_length in runs]
+            strip["first"], strip["weights"], strip["taps"] = first, weights, phase.reduction
+            first, weights = first + strip["runs"].sum(), weights + c.out_channels * phase.reduction
+            self._runs.append(runs)
         block = self.blocking = np.zeros(1, BLOCKING)
         block["slots"], block["rows"], block["columns"], block["blocks"] = together, rows, columns, blocks
         block["lanes"], block["pixels"], block["along"] = lanes, pixels, along
         block["plane"], block["row"], block["pixel"], block["part"] = plane(rows), row, pixel, part
-        block["sums"], block["sums_slot"], block["bias"] = staged, sums, staged + together * sums
+        block["sums"], block["sums_slot"], block["sums_phase"] = staged, sums, together * sums
+        block["grid"], block["bias"] = c.grid, staged + c.grid[1] * together * sums
         block["sums_pitch"], block["sums_step"] = (lanes, across) if along else (across, lanes)
 
         tiles = spread * blocks[1] * blocks[2] * c.out_channels * sums // (tall * lanes)
         #: What a piece costs, idle products and padding included, if all is read and written in vectors.
         self.counted = {
             ("product" if pixels or slot * itemsize <= _NEAR else "far product"): tiles * tall * lanes * c.reduction,
-            "tile": tiles,
+            "tile": tiles * len(c.phases),
             "staged": self.tasks * staged,
-            "result": c.batch * c.groups * c.out_channels * c.positions,
+            "result": sum(phase.positions for phase in c.phases) * c.batch * c.groups * c.out_channels,
             "task": self.tasks,
         }
 
@@ -188,18 +196,22 @@ class Cut:
 
     @once
     def table(self) -> np.ndarray[Any, Any]:
-        """For each run, where it begins in a slot, and where its first weight is."""
+        """For each run of each phase, where it begins in a slot, and where its first weight is."""
         c, block = self._correlation, self.blocking[0]
-        _, height, width = c.kernel
-        rows, columns = np.arange(height)[:, None] * c.dilation[1], np.arange(width) * c.dilation[2]
-        parts = block["row"] // block["part"]
-        places = rows * block["row"] + columns % parts * block["part"] + columns // parts * block["pixel"]
-        weights = np.arange(height * width).reshape(height, width)
-        if self._turned:
-            places, weights = places.T, weights.T
-        unit = block["lanes"] if block["pixels"] else 1
-        found = [
-            (places[first] + self._places * block["plane"], (weights[first] + self._planes * weights.size) * unit)
-            for first in (runs[:, 0] for runs in self._runs)
-        ]
+        parts, unit = block["row"] // block["part"], block["lanes"] if block["pixels"] else 1
+        found = []
+        for phase, runs in zip(c.phases, self._runs, strict=True):
+            _, height, width = phase.kernel
+            rows, columns = (
+                np.arange(phase.kernel[axis]) * phase.dilation[axis] + c.offset[axis] - phase.offset[axis]
+                for axis in (1, 2)
+            )
+            places = rows[:, None] * block["row"] + columns % parts * block["part"] + columns // parts * block["pixel"]
+            weights = np.arange(height * width).reshape(height, width)
+            if self._turned:
+                places, weights = places.T, weights.T
+            found += [
+                (places[first] + self._places * block["plane"], (weights[first] + self._planes * weights.size) * unit)
+                for first in (of_length[:, 0] for of_length in runs)
+            ]
         return np.concatenate([np.stack(pair, axis=-1).ravel() for pair in found])

@@ -53,12 +53,12 @@ def stage_pixels(  # type: ignore[no-untyped-def]
 
 
 def convolve_pixels(  # type: ignore[no-untyped-def]
-    first, last, x, weights, y, bias, residual, geometry, blocking, strip, table, half, activation, parameters, scratch
+    first, last, x, weights, y, bias, residual, geometry, blocking, strips, table, half, activation, parameters, scratch
 ):  # fmt: skip
     """Compute tasks `first` to `last`; `weights` is (vectors of G, taps, lanes), `residual` may have no elements."""
     geo, block = geometry[0], blocking[0]
-    lanes, height, size = block.lanes, strip[0].height, scratch.itemsize
-    slot, pitch = strip[0].slot, strip[0].pitch
+    lanes, height, size = block.lanes, strips[0].height, scratch.itemsize
+    slot, pitch = strips[0].slot, strips[0].pitch
     taps = weights.shape[1]
     clipped = activation == CLIP
     in_place = residual.shape[0] == 0 and activation <= CLIP and half == 0 and y.strides[1] == y.itemsize
@@ -86,8 +86,8 @@ def convolve_pixels(  # type: ignore[no-untyped-def]
             whole = groups // lanes if in_place and r + height <= down else 0
             if whole > 0:
                 convolve_strip(
-                    y, corner + r * y_pitch, lanes * size, y_pitch, y_step, scratch, r * pitch, whole, across, strip,
-                    table, weights, slot_first * taps * lanes, bias, g_first, parameters, clipped,
+                    y, corner + r * y_pitch, lanes * size, y_pitch, y_step, scratch, r * pitch, whole, across, strips,
+                    0, table, weights, slot_first * taps * lanes, bias, g_first, parameters, clipped,
                 )  # fmt: skip
             for i in range(whole, slots):
                 g, here = g_first + i * lanes, min(lanes, groups - i * lanes)
@@ -95,8 +95,8 @@ def convolve_pixels(  # type: ignore[no-untyped-def]
                 sums = block.sums + i * block.sums_slot + r * block.sums_pitch
                 convolve_strip(
                     scratch, sums * size, 0, block.sums_pitch * size, block.sums_step * size, scratch,
-                    i * slot + r * pitch, 1, across, strip, table, weights, (slot_first + i) * taps * lanes, scratch,
-                    block.bias, parameters, clipped and in_place,
+                    i * slot + r * pitch, 1, across, strips, 0, table, weights, (slot_first + i) * taps * lanes,
+                    scratch, block.bias, parameters, clipped and in_place,
                 )  # fmt: skip
                 if in_place:
                     copy_planes(

@@ -53,72 +53,87 @@ def stage_planes(  # type: ignore[no-untyped-def]
 
 
 def convolve_planes(  # type: ignore[no-untyped-def]
-    first, last, x, weights, y, bias, residual, geometry, blocking, strip, table, half, activation, parameters, scratch
+    first, last, x, weights, y, bias, residual, geometry, blocking, strips, table, half, activation, parameters, scratch
 ):  # fmt: skip
-    """Compute tasks `first` to `last`; `weights` is (G, O * taps), and `residual` may have no elements."""
+    """Compute tasks `first` to `last`; `weights` is (G, taps of all phases), and `residual` may have no elements."""
     geo, block = geometry[0], blocking[0]
-    lanes, height, pitch, size = block.lanes, strip[0].height, strip[0].pitch, scratch.itemsize
-    taps = weights.shape[1] // max(geo.out_channels, 1)
-    clipped = activation == CLIP
-    finished = residual.shape[0] == 0 and activation <= CLIP and half == 0 and not block.along
-    in_place = finished and y.strides[5] == y.itemsize
-    parts = y.strides[5] // y.itemsize
-    woven = finished and (parts == 2 or parts == 4) and y.strides[5] == parts * y.itemsize
-    clipped = clipped and (in_place or woven)
+    lanes, height, pitch, step = block.lanes, strips[0].height, strips[0].pitch, strips[0].step
+    size, high, wide = scratch.itemsize, block.grid[0], block.grid[1]
+    finished = residual.shape[0] == 0 and activation <= CLIP and half == 0 and y.strides[5] == y.itemsize
+    in_place = finished and wide == 1
+    woven = finished and (wide == 2 or wide == 4)
+    clipped = activation == CLIP and (in_place or woven)
+    y_row, line = high * y.strides[4], block.sums_step if block.along else block.sums_pitch
+    y_pitch, y_step = (lanes * size, y_row) if block.along else (y_row, lanes * size)
     known = -1
     for task in range(first, last):
         place, n, g_first, groups, d, h, w, rows, columns = task_of(task, geo, block)
         if place != known:
             known = place
             scratch[: block.sums] = 0
-        if taps > 0:
+        if weights.shape[1] > 0:
             stage_planes(
                 x, n, g_first, groups, d, h * geo.stride[1] - geo.offset[1], w * geo.stride[2] - geo.offset[2],
                 (rows - 1) * geo.stride[1] + (geo.kernel[1] - 1) * geo.dilation[1] + 1,
                 (columns - 1) * geo.stride[2] + (geo.kernel[2] - 1) * geo.dilation[2] + 1,
-                geo, block, strip[0].slot, half, scratch,
+                geo, block, strips[0].slot, half, scratch,
             )  # fmt: skip
         vectors = (columns + lanes - 1) // lanes
-        down, across = (vectors, rows) if block.along else (rows, vectors)
-        corner = n * y.strides[0] + d * y.strides[3] + h * y.strides[4] + w * y.strides[5]
+        corner = n * y.strides[0] + g_first * y.strides[1] + d * y.strides[3] + w * wide * y.strides[5]
+        ends = min((w + columns) * wide, y.shape[5])
         for o in range(geo.out_channels):
-            tap, bias_at = g_first * weights.shape[1] + o * taps, g_first * geo.out_channels + o
-            begin = corner + g_first * y.strides[1] + o * y.strides[2]
-            for r in range(0, down, height):
-                to = begin + r * y.strides[4]
-                direct = columns // lanes if in_place and r + height <= down else 0
-                if direct > 0:
-                    convolve_strip(
-                        y, to, y.strides[1], y.strides[4], lanes * size, scratch, r * pitch, groups, direct, strip,
-                        table, weights, tap, bias, bias_at, parameters, clipped,
+            for i in range(high):
+                here = max(min(rows, (y.shape[4] - i + high - 1) // high - h), 0)
+                down, across = (vectors, here) if block.along else (here, vectors)
+                begin, bias_at = (
+                    corner + o * y.strides[2] + (h * high + i) * y.strides[4],
+                    g_first * geo.out_channels + o,
+                )
+                for j in range(wide):
+                    strip = i * wide + j
+                    tap = g_first * weights.shape[1] + strips[strip].weights + o * strips[strip].taps
+                    for r in range(0, down, height):
+                        to = begin + r * y_pitch
+                        direct = 0  # tiles of whole vectors
+                        if in_place and r + height <= (columns // lanes if block.along else down):
+                            direct = across if block.along else columns // lanes
+                        if direct > 0:
+                            convolve_strip(
+                                y, to, y.strides[1], y_pitch, y_step, scratch, r * pitch, groups, direct, strips, strip,
+                                table, weights, tap, bias, bias_at, parameters, clipped,
+                            )  # fmt: skip
+                        if direct < across:
+                            sums = block.sums + j * block.sums_phase + r * block.sums_pitch + direct * block.sums_step
+                            convolve_strip(
+                                scratch, sums * size, block.sums_slot * size, block.sums_pitch * size,
+                                block.sums_step * size, scratch, r * pitch + direct * step, groups, across - direct,
+                                strips, strip, table, weights, tap, bias, bias_at, parameters, clipped,
+                            )  # fmt: skip
+                            if in_place:
+                                left, length = min(height, down - r), columns - direct * lanes
+                                if block.along:
+                                    left, length = across, min(height * lanes, columns - r * lanes)
+                                copy_planes(
+                                    y, (to + direct * y_step) // size, y.strides[1] // size, y_row // size, scratch,
+                                    sums * size, block.sums_slot * size, line * size, groups, left, length,
+                                )  # fmt: skip
+                if woven:
+                    weave_planes(
+                        y, begin // size, y.strides[1] // size, y_row // size, scratch,
+                        block.sums * size, block.sums_phase * size, block.sums_slot * size, line * size, groups, here,
+                        ends - w * wide, wide,
                     )  # fmt: skip
-                if direct < across:
-                    sums = block.sums + r * block.sums_pitch + direct * block.sums_step
-                    convolve_strip(
-                        scratch, sums * size, block.sums_slot * size, block.sums_pitch * size, block.sums_step * size,
-                        scratch, r * pitch + direct * strip[0].step, groups, across - direct, strip, table, weights,
-                        tap, bias, bias_at, parameters, clipped,
-                    )  # fmt: skip
-                    if in_place:
-                        copy_planes(
-                            y, to // size + direct * lanes, y.strides[1] // size, y.strides[4] // size, scratch,
-                            sums * size, block.sums_slot * size, block.sums_pitch * size, groups,
-                            min(height, down - r), columns - direct * lanes,
-                        )  # fmt: skip
-                    elif woven:
-                        weave_planes(
-                            y, to // size, y.strides[1] // size, y.strides[4] // size, scratch, sums * size,
-                            block.sums_slot * size, block.sums_pitch * size, groups, min(height, down - r), columns,
-                            parts,
-                        )  # fmt: skip
-            if in_place or woven:
-                continue
-            line = block.sums_step if block.along else block.sums_pitch
-            for i in range(groups):
-                for row in range(rows):
-                    at = block.sums + i * block.sums_slot + row * line
-                    done = scratch[at : at + columns]
-                    if residual.shape[0] > 0:
-                        add_row(done, residual[n, g_first + i, o, d, h + row, w : w + columns], half)
-                    target = y[n, g_first + i, o, d, h + row, w : w + columns]
-                    write_row(done, scratch.dtype.type(0), activation, parameters, half, target)
+                if in_place or woven:
+                    continue
+                for j in range(wide):
+                    length = (ends - j + wide - 1) // wide - w
+                    for k in range(groups):
+                        for row in range(here):
+                            at = block.sums + j * block.sums_phase + k * block.sums_slot + row * line
+                            done = scratch[at : at + length]
+                            at_h = (h + row) * high + i
+                            if residual.shape[0] > 0:
+                                added = residual[n, g_first + k, o, d, at_h, w * wide + j : ends : wide]
+                                add_row(done, added, half)
+                            target = y[n, g_first + k, o, d, at_h, w * wide + j : ends : wide]
+                            write_row(done, scratch.dtype.type(0), activation, parameters, half, target)

@@ -51,9 +51,12 @@ HEIGHTS = (7, 8)
 #: The numbers of a strip that stay the same throughout a correlation. Staged input, in elements: `slot` leads from
 #: group to group (or from vector of groups to vector of groups), `pitch` from row to row of a tile, `step` from tile to
 #: tile. Weights and bias: those of the next group are `group_weights` and `group_biases` further on, the next tap of a
-#: run is `apart`. `runs` says how many runs there are of three, two and one taps, `height` how many rows a tile has.
+#: run is `apart`. `runs` says how many runs there are of three, two and one taps, from number `first` of the table on;
+#: `height` how many rows a tile has. Of the weights of a group the correlation's begin at `weights`, with `taps` for
+#: each output.
 STRIP = np.dtype(
     [(name, np.int64) for name in ("slot", "pitch", "step", "group_weights", "group_biases", "apart", "height")]
+    + [(name, np.int64) for name in ("first", "weights", "taps")]
     + [("runs", np.int64, (LONGEST_RUN,))]
 )
 
@@ -116,7 +119,7 @@ def _define_strip(module: ir.Module, number: ir.Type, height: int, parts: int) -
             start = permuted(start, by_number(lanes, parts))
         for total in sums:
             builder.store(start, total)
-        first = INDEX(0)  # run of its length
+        first = field("first")  # run of its length
         for taps, count in zip(range(LONGEST_RUN, 0, -1), counts, strict=True):
             count = builder.udiv(count, INDEX(max(parts, 1)))  # those of each input channel of a group
             for part in range(max(parts, 1)):
@@ -152,23 +155,22 @@ def _define_strip(module: ir.Module, number: ir.Type, height: int, parts: int) -
 
 @intrinsic
 def convolve_strip(  # type: ignore[no-untyped-def]
-    typing_context, out, begin, out_slot, out_pitch, out_step, staged, at, groups, tiles, strip, table, weights, tap,
-    biases, bias, bounds, clipped,
+    typing_context, out, begin, out_slot, out_pitch, out_step, staged, at, groups, tiles, strips, strip, table, weights,
+    tap, biases, bias, bounds, clipped,
 ):  # fmt: skip
     """Write ``act(bias + sum of taps)`` for tiles side by side, of several groups.
 
     Row r of tile j of group g goes ``begin + g * out_slot + r * out_pitch + j * out_step`` bytes into `out`, and reads
-    ``staged[at + g * slot + offset + r * pitch + j * step:]``; ``strip[0]`` is a :data:`STRIP`. `table` holds the
-    offset of each run and where its first tap is, counted from ``weights[tap + g * group_weights:]`` on. If `clipped`,
-    `bounds` holds the two limits. Weights and biases are numbers to be broadcast; or, if `weights` has three axes,
-    vectors, as :func:`parts_of` says, for groups whose inputs are staged in the order of
-    :func:`by_number`.
+    ``staged[at + g * slot + offset + r * pitch + j * step:]``; ``strips[strip]`` is a :data:`STRIP`. `table` holds
+    the offset of each run and where its first tap is, counted from ``weights[tap + g * group_weights:]`` on. If
+    `clipped`, `bounds` holds the two limits. Weights and biases are numbers to be broadcast; or, if `weights` has three
+    axes, vectors, as :func:`parts_of` says, for groups whose inputs are staged in the order of :func:`by_number`.
     """
     from numba import types
 
     signature = types.void(
-        out, begin, out_slot, out_pitch, out_step, staged, at, groups, tiles, strip, table, weights, tap, biases, bias,
-        bounds, clipped,
+        out, begin, out_slot, out_pitch, out_step, staged, at, groups, tiles, strips, strip, table, weights, tap,
+        biases, bias, bounds, clipped,
     )  # fmt: skip
     parts = parts_of(weights.ndim)
 
@@ -178,13 +180,14 @@ def convolve_strip(  # type: ignore[no-untyped-def]
         def data(k: int, at: ir.Value | int = 0, unit: ir.Type = number) -> ir.Value:
             return data_of(context, builder, signature.args[k], arguments[k], unit, at)
 
-        limits = builder.select(arguments[16], data(15), POINTER(None))
+        limits = builder.select(arguments[17], data(16), POINTER(None))
+        strip = data(9, builder.mul(arguments[10], INDEX(STRIP.itemsize)), BYTE)
         passed = (
-            data(0, arguments[1], BYTE), *arguments[2:5], data(5, arguments[6]), *arguments[7:9], data(9), data(10),
-            data(11, arguments[12]), data(13, arguments[14]), limits,
+            data(0, arguments[1], BYTE), *arguments[2:5], data(5, arguments[6]), *arguments[7:9], strip, data(11),
+            data(12, arguments[13]), data(14, arguments[15]), limits,
         )  # fmt: skip
-        strips = {rows: _define_strip(builder.module, number, rows, parts) for rows in HEIGHTS}
-        call_chosen(builder, _field(builder, passed[7], "height"), strips, passed)
+        of_heights = {rows: _define_strip(builder.module, number, rows, parts) for rows in HEIGHTS}
+        call_chosen(builder, _field(builder, strip, "height"), of_heights, passed)
         return context.get_dummy_value()
 
     return signature, generate

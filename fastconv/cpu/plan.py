@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,16 +25,20 @@ class PiecewisePlan(Plan):
     problem : ConvProblem
     cut : callable
         How the algorithm cuts a piece into tasks.
+    pieces : sequence of Correlation, optional
+        Those the problem has been lowered to, if the algorithm computes other ones.
     """
 
-    def __init__(self, problem: ConvProblem, cut: Callable[[Correlation], Any]) -> None:
-        self._pieces = lower(problem)
+    def __init__(
+        self, problem: ConvProblem, cut: Callable[[Any], Any], pieces: Sequence[Correlation] | None = None
+    ) -> None:
+        self._pieces = lower(problem) if pieces is None else pieces
         self._accumulator = named_dtype(problem.accumulator_dtype)
         self._cuts = [cut(piece) for piece in self._pieces]
         self._flat_cuts = [None if piece.flat is None else cut(piece.flat) for piece in self._pieces]
         flat = [piece.flat for piece in self._pieces]
         self._steps = list(zip(self._pieces, self._cuts, flat, self._flat_cuts, strict=True))
-        self.pack_key = f"{type(self).__name__}: {[piece.taps for piece in self._pieces]}"
+        self.pack_key = f"{type(self).__name__}: {[piece.taps for piece in lower(problem)]}"
         self._half = HALF_FORMATS.get(problem.dtype, 0)
         self._activation = activation_arguments(problem)
         self._no_bias = np.empty(0, self._accumulator)

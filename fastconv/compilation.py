@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
-from fastconv.gpu import pooling
+from fastconv.gpu import patches, pooling
 from fastconv.gpu.algorithm import GpuAlgorithm
 from fastconv.gpu.runtime import KernelSpec
 from fastconv.gpu.source import program
@@ -99,11 +99,12 @@ def programs(architecture: int = ARCHITECTURES[-1], kernels: Sequence[str] = (""
 
 
 def variants() -> Iterator[KernelSpec]:
-    """Every kernel that can be launched: those of the registered GPU algorithms, and of pooling."""
+    """Every kernel that can be launched: those of the registered GPU algorithms, of pooling and of patches."""
     for algorithm in algorithms("gpu"):
         assert isinstance(algorithm, GpuAlgorithm)
         yield from algorithm.variants()
     yield from pooling.variants()
+    yield from patches.variants()
 
 
 def compile_program(specs: Sequence[KernelSpec], architecture: int) -> list[Compiled]:

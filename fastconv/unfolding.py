@@ -1,7 +1,8 @@
 """Patches as columns and back: ``unfold`` (im2col) and ``fold`` (col2im), its adjoint.
 
-Both walk over the taps of the kernel. One tap meets a strided part of the image at once, and the columns of the tap are
-that part, so each step is one copy, or one sum, of whole arrays: NumPy's and CuPy's own are as fast as memory.
+On a CPU both walk over the taps of the kernel. One tap meets a strided part of the image at once, and the columns of
+the tap are that part, so each step is one copy, or one sum, of whole arrays: NumPy's own are as fast as memory. On a
+GPU each is one kernel (``fastconv/gpu/patches.py``).
 """
 
 from __future__ import annotations
@@ -61,12 +62,26 @@ def unfold(x: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride
     x, kind = adopt("x", x)
     kernel = _kernel(kernel_size)
     problem = _problem(x.shape, kernel, x.dtype, dilation, padding, stride)
-    taps, places = math.prod(kernel), math.prod(problem.out_size)
+    columns = _columns_on(kind.device, problem, x)
+    rows = problem.in_channels * math.prod(kernel)
+    return kind.give(columns.reshape(*problem.batch_shape, rows, math.prod(problem.out_size)))
+
+
+def _columns_on(device: str, problem: ConvProblem, x: Any) -> Any:
+    """The columns of a NumPy or CuPy array, ``(batch, C, KD, KH, KW, TD, TH, TW)``."""
+    shape = problem.batch, problem.in_channels, *problem.kernel, *problem.out_size
+    columns: Any
+    if device == "gpu":
+        from fastconv.gpu import patches
+
+        columns = library(device).empty(shape, x.dtype)
+        patches.unfold(problem, x, columns)
+        return columns
     images = x.reshape(problem.batch, problem.in_channels, *problem.size)
-    columns = library(kind.device).zeros(images.shape[:2] + problem.kernel + problem.out_size, x.dtype)
+    columns = np.zeros(shape, x.dtype)
     for tap, met, sources in _meetings(problem):
         columns[(..., *tap, *met)] = images[(..., *sources)]
-    return kind.give(columns.reshape(*problem.batch_shape, problem.in_channels * taps, places))
+    return columns
 
 
 @at_home
@@ -116,10 +131,22 @@ def fold(x: Any, output_size: Any, kernel_size: Any, dilation: Any = 1, padding:
             f"x has shape {x.shape}: expected {places} columns, as the kernel has so many places on an image of "
             f"output_size={output_size!r}"
         )
-    columns = x.reshape(problem.batch, channels, *problem.kernel, *problem.out_size)
+    return kind.give(_image_on(kind.device, problem, x).reshape(problem.x_shape))
+
+
+def _image_on(device: str, problem: ConvProblem, x: Any) -> Any:
+    """The sums of the columns in a NumPy or CuPy array, ``(batch, C, D, H, W)``."""
+    shape = problem.batch, problem.in_channels, *problem.size
+    image: Any
+    if device == "gpu":
+        from fastconv.gpu import patches
+
+        image = library(device).empty(shape, x.dtype)
+        patches.fold(problem, library(device).ascontiguousarray(x), image)
+        return image
+    columns = x.reshape(*shape[:2], *problem.kernel, *problem.out_size)
     wide = x.dtype if x.dtype.kind in "iu" else named_dtype(problem.accumulator_dtype)
-    empty = recycling.empty if kind.device == "cpu" else library(kind.device).empty
-    image: Any = empty((problem.batch, channels, *problem.size), wide)
+    image = recycling.empty(shape, wide)
     image[...] = 0
     once = _is_met_once(problem)
     for tap, met, sources in _meetings(problem):
@@ -127,7 +154,7 @@ def fold(x: Any, output_size: Any, kernel_size: Any, dilation: Any = 1, padding:
             image[(..., *sources)] = columns[(..., *tap, *met)]
         else:
             image[(..., *sources)] += columns[(..., *tap, *met)]
-    return kind.give(image.astype(x.dtype, copy=False).reshape(problem.x_shape))
+    return image.astype(x.dtype, copy=False)
 
 
 def _kernel(kernel_size: Any) -> tuple[int, ...]:

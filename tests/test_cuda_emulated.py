@@ -21,6 +21,7 @@ from fastconv.gpu import (
     im2col,
     implicit_gemm,
     implicit_gemm_hopper,
+    patches,
     runtime,
     tiled,
     winograd,
@@ -326,7 +327,8 @@ RECORDS = {
     "direct.cu": {
         "Geometry": GEOMETRY, "View<float>": arguments.VIEW, "Epilogue": arguments.EPILOGUE, "Direct": direct.DIRECT,
     },
-    "im2col.cu": {"Tile": im2col.TILE, "Pack": im2col.PACK, "Unpack": im2col.UNPACK},
+    "im2col.cu": {"Tile": im2col.TILE, "Pack<float>": im2col.PACK, "Unpack": im2col.UNPACK},
+    "patches.cu": {"Pack<float>": im2col.PACK, "Fold": patches.FOLD},
     "implicit_gemm.cu": {"Divisor": gathering.DIVISOR, "ImplicitGemm": implicit_gemm.IMPLICIT_GEMM},
     "implicit_gemm_hopper.cu": {"ImplicitGemmHopper": implicit_gemm_hopper.IMPLICIT_GEMM_HOPPER},
     "pooling.cu": {"Window": WINDOW, "Pooling": POOLING},

@@ -148,6 +148,8 @@ def _adopt_torch(name: str, tensor: Any, torch: Any) -> tuple[Any, Kind]:
     # NumPy and torch have no common bfloat16: it travels as 16-bit integers.
     half = tensor.dtype is torch.bfloat16
     if half:
+        if kind.device == "gpu":
+            _check_bfloat16(name)
         tensor = tensor.view(torch.int16)
     array = _plain(tensor.numpy()) if kind.device == "cpu" else _adopt_dlpack(name, tensor)[0]
     return (array.view(_bfloat16()) if half else array), kind
@@ -183,6 +185,13 @@ def _bfloat16() -> np.dtype[Any]:
     import ml_dtypes
 
     return np.dtype(ml_dtypes.bfloat16)
+
+
+def _check_bfloat16(name: str) -> None:
+    import cupy
+
+    if int(cupy.__version__.partition(".")[0]) < 14:
+        raise TypeError(f"{name} is of bfloat16, which takes CuPy 14 on a GPU: this is CuPy {cupy.__version__}")
 
 
 def named_dtype(name: str) -> np.dtype[Any]:

@@ -8,6 +8,8 @@ from functools import cache
 
 from fastconv.settings import available_cores
 
+_USUAL_BANDWIDTH = 2e11  # of memory that a CPU and a GPU share
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -54,8 +56,8 @@ def gpu() -> Machine:
     # Float32 lanes of a multiprocessor: 64 up to the A100 (8.0), 128 since.
     lanes = 64 if int(device.compute_capability) <= 80 else 128
     flops = 2.0 * cores * lanes * kilohertz * 1e3
-    # Memory transfers twice in a clock, over a bus given in bits.
-    bandwidth = 2e3 * about["MemoryClockRate"] * about["GlobalMemoryBusWidth"] / 8
+    # Memory transfers twice in a clock, over a bus given in bits. GPUs in a CPU's memory may not say.
+    bandwidth = 2e3 * about["MemoryClockRate"] * about["GlobalMemoryBusWidth"] / 8 or _USUAL_BANDWIDTH
     return Machine(cores, flops, bandwidth, launch=5e-6)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastconv import compilation
-from fastconv.gpu import cubins, implicit_gemm_hopper
+from fastconv.gpu import cubins, direct, implicit_gemm_hopper
 from fastconv.gpu.arguments import NO_VIEW, VIEW, record
 from fastconv.gpu.source import program
 
@@ -62,3 +62,13 @@ def test_a_program_that_does_not_compile_says_why(cache):
     with pytest.raises(RuntimeError, match=r"implicit_gemm_hopper\.cu .*-arch=sm_90: (.|\n)*not supported on .target"):
         cubins.cubin(SPEC.file, options)
     assert not cache.exists()
+
+
+def test_devices_that_the_compiler_does_not_know_yet_get_ptx(cache):
+    assert cubins.architecture(90) == "-arch=sm_90"
+    newest = max(cupy.cuda.nvrtc.getSupportedArchs())
+    target = cubins.architecture(newest + 50)
+    assert target == f"-arch=compute_{newest}"
+    spec = direct._spec("direct_thread", "float32")
+    code = cubins.cubin(spec.file, (*spec.options, target))
+    assert code.startswith(b"//") and f".target sm_{newest}".encode() in code and code.endswith(b"\0")

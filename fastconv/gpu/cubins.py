@@ -17,9 +17,22 @@ from pathlib import Path
 from fastconv.gpu.source import program
 from fastconv.settings import cache_directory
 
+_PTX = "-arch=compute_"
+
+
+def architecture(capability: int) -> str:
+    """The compiler's argument for a device: its machine code, or PTX if the compiler is older than the device.
+
+    That is of the newest architecture that the compiler knows and the device can run; the driver compiles it.
+    """
+    from cupy.cuda import nvrtc
+
+    known = [one for one in nvrtc.getSupportedArchs() if one <= capability]
+    return f"-arch=sm_{capability}" if capability in known or not known else f"{_PTX}{max(known)}"
+
 
 def cubin(file: str, options: Sequence[str]) -> bytes:
-    """The machine code of a program, from the disk, or compiled.
+    """The machine code (or PTX, if the architecture is virtual) of a program, from the disk, or compiled.
 
     Parameters
     ----------
@@ -43,7 +56,9 @@ def cubin(file: str, options: Sequence[str]) -> bytes:
     handle = nvrtc.createProgram(text, file, (), ())
     try:
         nvrtc.compileProgram(handle, tuple(options))
-        code: bytes = nvrtc.getCUBIN(handle) + b"\0"  # CuPy takes the last byte for the end of a string
+        virtual = any(option.startswith(_PTX) for option in options)
+        # CuPy takes the last byte of either for the end of a string.
+        code: bytes = (nvrtc.getPTX(handle) if virtual else nvrtc.getCUBIN(handle)) + b"\0"
     except nvrtc.NVRTCError as error:
         raise RuntimeError(f"{file} {' '.join(options)}: {error}\n{nvrtc.getProgramLog(handle)}") from error
     finally:

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from fastconv.gpu import transfers
-from fastconv.gpu.cubins import cubin
+from fastconv.gpu.cubins import architecture, cubin
 from fastconv.gpu.driver import driver
 from fastconv.gpu.tensor_maps import Boxes, Pixels, encode
 from fastconv.gpu.transfers import CupyLane, Lane, Transfers
@@ -184,9 +184,10 @@ class CupyRuntime:
         import cupy
 
         only_before_capture()
-        architecture = spec.architecture(int(cupy.cuda.Device(device).compute_capability))
+        capability = int(cupy.cuda.Device(device).compute_capability)
+        target = spec.architecture(capability) if spec.specific else architecture(capability)
         module = cupy.cuda.Module()
-        module.load(cubin(spec.file, (*spec.options, architecture)))
+        module.load(cubin(spec.file, (*spec.options, target)))
         kernel = module.get_function(spec.entry)
         if spec.shared_bytes > _SHARED_UNASKED:
             most = cupy.cuda.driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -242,4 +243,8 @@ def why_no_gpu() -> str | None:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
         return f"CuPy finds no usable CUDA device ({error})"
+    try:
+        cupy.cuda.nvrtc.getVersion()
+    except RuntimeError as error:
+        return f"CuPy finds no NVRTC to compile kernels with ({error}); install fastconv[cuda12] or fastconv[cuda13]"
     return None if count else "CuPy finds no CUDA device"

@@ -2,7 +2,8 @@
 
 What a tensor core does is read from a manual, and drivers and compilers change. So before such a kernel computes
 anything for a user it computes a small problem, which ``direct``, plain arithmetic, computes as well. One that
-disagrees is not used again: a warning names it, ``explain`` says so, and its work goes to ``direct``.
+disagrees, or that does not compile, load or start on this machine, is not used again: a warning names it, ``explain``
+says so, and its work goes to ``direct``.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def is_right(spec: KernelSpec, problem: ConvProblem, algorithm: Algorithm, run: 
     spec : KernelSpec
         What is judged, once on each device.
     problem : ConvProblem
-        A small forward convolution without epilogue.
+        A small one of one piece, without epilogue.
     algorithm : Algorithm
         Its tolerance is what is promised.
     run : callable
@@ -46,19 +47,20 @@ def is_right(spec: KernelSpec, problem: ConvProblem, algorithm: Algorithm, run: 
     key = runtime(), runtime().device(), spec
     if key not in _verdicts:
         only_before_capture()
-        _verdicts[key] = agrees = _agrees(problem, algorithm.tolerance(problem), run)
-        if not agrees:
+        fault = _fault(problem, algorithm.tolerance(problem), run)
+        _verdicts[key] = fault is None
+        if fault is not None:
             values = " ".join(f"{name}={value}" for name, value in spec.defines)
             warnings.warn(
-                f"the GPU kernel {spec.entry} ({values}) computed a small convolution otherwise than direct does; it "
-                "is not used any more in this process",
+                f"the GPU kernel {spec.entry} ({values}) {fault}; it is not used any more in this process",
                 RuntimeWarning,
                 stacklevel=2,
             )
     return _verdicts[key]
 
 
-def _agrees(problem: ConvProblem, promised: float, run: Callable[..., None]) -> bool:
+def _fault(problem: ConvProblem, promised: float, run: Callable[..., None]) -> str | None:
+    """What is wrong with a kernel, in words that go on from its name; None if nothing is."""
     device, views = runtime(), Views(problem)
     (piece,) = lower(problem)
     rng = np.random.default_rng(1)
@@ -73,6 +75,11 @@ def _agrees(problem: ConvProblem, promised: float, run: Callable[..., None]) -> 
     def direct(*operands: Any) -> None:
         run_piece(problem, piece, *operands)
 
-    difference = abs(result(run, a, b) - result(direct, a, b))
+    try:
+        computed = result(run, a, b)
+    except RuntimeError as error:  # as CuPy's are, of compiler and driver
+        return f"could not compute a small convolution ({error})"
+    difference = abs(computed - result(direct, a, b))
     # Both are at most as far from the truth as they promise, in units of the sum of the sizes of all products.
-    return bool((difference <= 2 * promised * result(direct, abs(a), abs(b))).all())
+    agrees = bool((difference <= 2 * promised * result(direct, abs(a), abs(b))).all())
+    return None if agrees else "computed a small convolution otherwise than direct does"

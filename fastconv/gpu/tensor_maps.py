@@ -81,7 +81,7 @@ def encode(tensor: Boxes | Pixels) -> tuple[int, ...]:
     Raises
     ------
     RuntimeError
-        If the driver does not take the map.
+        If the driver does not take the map, or is older than CUDA 12 and takes none.
     """
     words = np.empty(24, np.int64)
     words = words[-words.ctypes.data % 64 // 8 :][:16]  # where the driver wants it: at a multiple of 64 bytes
@@ -92,13 +92,17 @@ def encode(tensor: Boxes | Pixels) -> tuple[int, ...]:
         (ctypes.c_uint64 * axes)(*tensor.sizes), (ctypes.c_uint64 * (axes - 1))(*tensor.strides),
     )  # fmt: skip
     modes = _INTERLEAVE_NONE, _SWIZZLE_128B, _PROMOTION_128B, _FILL_ZERO
+    name = "cuTensorMapEncodeIm2col" if isinstance(tensor, Pixels) else "cuTensorMapEncodeTiled"
+    function = getattr(driver(), name, None)
+    if function is None:
+        raise RuntimeError(f"the CUDA driver has no {name}: it is older than CUDA 12")
     if isinstance(tensor, Pixels):
         corner = ctypes.c_int * (axes - 2)
         corners, box = (corner(*tensor.lower), corner(*tensor.upper)), tensor.box
-        status = driver().cuTensorMapEncodeIm2col(*common, *corners, *box, counts(*tensor.steps), *modes)
+        status = function(*common, *corners, *box, counts(*tensor.steps), *modes)
     else:
         every = counts(*(1,) * axes)
-        status = driver().cuTensorMapEncodeTiled(*common, counts(*tensor.box), every, *modes)
+        status = function(*common, counts(*tensor.box), every, *modes)
     if status:
         raise RuntimeError(f"the CUDA driver does not encode {tensor}: error {status}")
     if tensor.strides[-1] * tensor.sizes[-1] < _SMALL_BYTES and _driver_version() <= _LAST_TO_CORRECT:

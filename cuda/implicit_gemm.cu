@@ -10,10 +10,14 @@
 // Where the outputs alone are too few blocks to fill a GPU, several share a tile, each with a part of the sum: their
 // results go to memory and are added in order by `add_splits` (cuda/splits.cu).
 //
-// GROUPED: what the kernel sees as one group is several, with a block-diagonal weight; see fastconv/gpu/bundling.py.
+// GROUPED: what the kernel sees as one group is several, with a block-diagonal weight (GROUPED_SUMS) or result
+// (GROUPED_RESULTS); see fastconv/gpu/bundling.py.
 #include "implicit_gemm.cuh"
 #include "operands.cuh"
 #include "products.cuh"
+
+// The order of Grouping in fastconv/gpu/tensor_cores.py.
+enum Grouping { ONE_GROUP, GROUPED_SUMS, GROUPED_RESULTS };
 
 constexpr int WARP_ROWS = TILE_POSITIONS / WARP_POSITIONS, WARP_COLUMNS = TILE_CHANNELS / WARP_CHANNELS;
 constexpr int THREADS = 32 * WARP_ROWS * WARP_COLUMNS;
@@ -104,12 +108,17 @@ __device__ inline void deposit(const Carried& carried, unsigned char* stage) {
         }
 }
 
-// `weight` points at product k of the block's first channel; `channels` are left from there on.
-__device__ inline void copy_w(const STORAGE* weight, int depth, long long channels, unsigned char* stage) {
+// Columns of the block's tile, which are rows of the weight.
+struct Columns {
+    int first, end;
+};
+
+// `weight` points at product k of the block's first channel.
+__device__ inline void copy_w(const STORAGE* weight, int depth, const Columns& some, unsigned char* stage) {
 #pragma unroll
     for (int i = 0; i < W_COPIES; ++i) {
         const int unit = threadIdx.x + i * THREADS, row = unit / ROW_CHUNKS, chunk = unit % ROW_CHUNKS;
-        const bool there = row < channels;
+        const bool there = (GROUPED != GROUPED_RESULTS || row >= some.first) && row < some.end;
         copy_async<CHUNK_BYTES>(stage + TILE_POSITIONS * ROW_BYTES + swizzled(row, chunk),
                                 weight + (there ? (long long)row * depth : 0) + chunk * CHUNK, there);
     }
@@ -124,27 +133,37 @@ using Sums = ACCUMULATOR[ROWS][COLUMNS][4];
 __device__ inline int warp_row() { return threadIdx.x / 32 / WARP_COLUMNS * WARP_POSITIONS; }
 __device__ inline int warp_column() { return threadIdx.x / 32 % WARP_COLUMNS * WARP_CHANNELS; }
 
-// The columns of the block's tile whose groups have any of the products of one instruction, from `product` on. These
-// are channels of one tap.
-struct Columns {
-    int first, end;
-};
-
-__device__ inline Columns columns_of(const ImplicitGemm& p, int product) {
-    constexpr int LAST = 2 * CHUNK - 1;
-    const int channel = product - quotient(product, p.channels) * (int)p.channels.value;
+// The columns of the groups that these channels of x, or for a weight gradient these images of it, are of.
+__device__ inline Columns columns_of(const ImplicitGemm& p, int first, int last) {
     const int outputs = (int)p.group_outputs;
-    return {quotient(channel, p.group_channels) * outputs, (quotient(channel + LAST, p.group_channels) + 1) * outputs};
+    return {quotient(first, p.group_channels) * outputs, (quotient(last, p.group_channels) + 1) * outputs};
 }
 
-// `product` is the first of the stage.
-__device__ inline void compute(const ImplicitGemm& p, int product, const unsigned char* stage, Sums& sums) {
+// GROUPED_SUMS: those whose groups have any of the products of one instruction, which are channels of one tap.
+__device__ inline Columns columns_of_products(const ImplicitGemm& p, int product) {
+    const int channel = product - quotient(product, p.channels) * (int)p.channels.value;
+    return columns_of(p, channel, channel + 2 * CHUNK - 1);
+}
+
+// GROUPED_RESULTS: those whose groups have any of `rows` positions.
+__device__ inline Columns columns_of_rows(const ImplicitGemm& p, long long first, int rows) {
+    const Geometry& q = p.geometry;
+    const long long targets = q.count[0] * q.count[1] * q.count[2];
+    const long long image = p.images_fastest ? first % q.batch : first / targets;
+    const long long last = p.images_fastest ? image + rows - 1 : (first + rows - 1) / targets;
+    if (last < q.batch) return columns_of(p, (int)image, (int)last);
+    return columns_of(p, p.images_fastest ? 0 : (int)image, (int)q.batch - 1);  // on with the first images, or past the end
+}
+
+// `product` is the first of the stage; `of_rows` are the columns that the warp's positions meet.
+__device__ inline void compute(const ImplicitGemm& p, int product, const Columns& of_rows, const unsigned char* stage,
+                               Sums& sums) {
     const unsigned char* x = stage;
     const unsigned char* w = stage + TILE_POSITIONS * ROW_BYTES;
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int chunk = 0; chunk < ROW_CHUNKS; chunk += 2) {
-        const Columns some = GROUPED ? columns_of(p, product + chunk * CHUNK) : Columns{};
+        const Columns some = GROUPED == GROUPED_SUMS ? columns_of_products(p, product + chunk * CHUNK) : of_rows;
         const auto left_out = [&](int from, int end) { return GROUPED && (end <= some.first || some.end <= from); };
         if (left_out(warp_column(), warp_column() + WARP_CHANNELS)) continue;
         FragmentA a[ROWS];
@@ -180,7 +199,8 @@ constexpr int BAND = WARP_ROWS * 16;
 
 struct Results {
     ACCUMULATOR band[BAND][TILE_CHANNELS + 8];
-    long long y_at[BAND], residual_at[BAND];  // what channel 0 of each row writes and adds
+    long long at[BAND], residual_at[BAND];  // what column 0 of each row writes, in y or among the parts, and adds
+    int column[BAND];                       // the first of the row's own group
 };
 
 // The row of the tile that row `row` of band `band` is.
@@ -205,6 +225,33 @@ __device__ inline ACCUMULATOR sum_of_group(const ImplicitGemm& p, const Block& b
     return sum_products(q, image, filter, channels, t.d, t.h, t.w);
 }
 
+// Find out where row `row` of a band goes, which is this position of the block.
+__device__ inline void place_row(const ImplicitGemm& p, const Block& block, int position, int row, Results& results) {
+    const Geometry& q = p.geometry;
+    Position t = position_of(q, block.first, position, p.images_fastest);
+    long long group = block.group, groups = q.groups, images = q.batch, outputs = q.out_channels, column = 0;
+    if (GROUPED == GROUPED_RESULTS) {
+        const int own = quotient((int)t.n, p.group_channels);
+        const long long together = outputs / p.group_outputs;
+        images = p.group_channels.value;
+        outputs = p.group_outputs;
+        column = own * outputs;
+        group = group * together + own;
+        groups *= together;
+        t.n -= own * images;
+    }
+    if (p.partial) {
+        const long long targets = q.count[0] * q.count[1] * q.count[2];
+        const long long target = (t.d * q.count[1] + t.h) * q.count[2] + t.w;
+        const long long number = p.images_fastest ? target * images + t.n : t.n * targets + target;
+        results.at[row] = ((block.split * groups + group) * images * targets + number) * outputs - column;
+    } else {
+        results.at[row] = p.y.offset(t.n, group, -column, t.d, t.h, t.w);
+    }
+    results.residual_at[row] = p.epilogue.residual.offset(t.n, group, -column, t.d, t.h, t.w);
+    results.column[row] = (int)column;
+}
+
 __device__ inline void write_band(const ImplicitGemm& p, const Block& block, int band, const Results& results) {
     const Geometry& q = p.geometry;
     for (int i = threadIdx.x; i < BAND * TILE_CHANNELS; i += THREADS) {
@@ -213,21 +260,19 @@ __device__ inline void write_band(const ImplicitGemm& p, const Block& block, int
         const long long o = block.channel + column;
         const int position = tile_row(band, row);
         if (position >= block.left || o >= q.out_channels) continue;
+        if (GROUPED == GROUPED_RESULTS && !below(column - results.column[row], p.group_outputs)) continue;
         ACCUMULATOR sum = results.band[row][column];
-        if (GROUPED && sum - sum != 0) sum = sum_of_group(p, block, position, o);
-        if (p.partial) {
-            const long long positions = block.first + block.left, slice = block.split * q.groups + block.group;
-            p.partial[(slice * positions + block.first + position) * q.out_channels + o] = sum;
-        } else {
+        if (GROUPED == GROUPED_SUMS && sum - sum != 0) sum = sum_of_group(p, block, position, o);
+        if (p.partial)
+            p.partial[results.at[row] + o] = sum;
+        else
             finish(p.epilogue, sum, block.group * q.out_channels + o,
                    results.residual_at[row] + o * p.epilogue.residual.stride[2],
-                   p.y.data[results.y_at[row] + o * p.y.stride[2]]);
-        }
+                   p.y.data[results.at[row] + o * p.y.stride[2]]);
     }
 }
 
 __device__ inline void write_results(const ImplicitGemm& p, const Block& block, const Sums& sums, Results& results) {
-    const Geometry& q = p.geometry;
     const int lane = threadIdx.x % 32;
 #pragma unroll 1  // the epilogue is long
     for (int band = 0; band < ROWS; ++band) {
@@ -239,11 +284,7 @@ __device__ inline void write_results(const ImplicitGemm& p, const Block& block, 
 #pragma unroll
                 for (int i = 0; i < 4; ++i)
                     if (its == band) results.band[row + i / 2 * 8][column + j * 8 + i % 2] = sums[its][j][i];
-        if (threadIdx.x < BAND) {
-            const Position t = position_of(q, block.first, tile_row(band, threadIdx.x), p.images_fastest);
-            results.y_at[threadIdx.x] = p.y.offset(t.n, block.group, 0, t.d, t.h, t.w);
-            results.residual_at[threadIdx.x] = p.epilogue.residual.offset(t.n, block.group, 0, t.d, t.h, t.w);
-        }
+        if (threadIdx.x < BAND) place_row(p, block, tile_row(band, threadIdx.x), threadIdx.x, results);
         __syncthreads();
         write_band(p, block, band, results);
         __syncthreads();
@@ -277,7 +318,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS) implicit_
     const int steps = steps_of(q), depth = steps * DEPTH;
     const int first = (int)((long long)steps * block.split / p.splits);
     const int end = (int)((long long)steps * (block.split + 1) / p.splits);
-    const long long channels = q.out_channels - block.channel;
     const STORAGE* weight = p.weight + (block.group * q.out_channels + block.channel) * depth;
 
     Source source[SOURCES];
@@ -287,6 +327,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS) implicit_
         source[i] = source_of(p.x, q, t, block.group);
     }
     const bool whole = BY_PRODUCT && window_inside(q, source[0]);
+
+    const long long channels = q.out_channels - block.channel;
+    Columns some{0, channels < TILE_CHANNELS ? (int)channels : TILE_CHANNELS}, of_rows{};
+    if (GROUPED == GROUPED_RESULTS) {
+        some = columns_of_rows(p, block.first, TILE_POSITIONS);
+        of_rows = columns_of_rows(p, block.first + warp_row(), WARP_POSITIONS);
+    }
 
     Sums sums{};
     // The first rounds only fill the ring. Empty groups are committed, too, because what is waited for is counted in them.
@@ -300,11 +347,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS) implicit_
         Carried carried;
         if (later < end) {
             copy_x(p, source, whole, later * DEPTH, reduction, to, carried);
-            copy_w(weight + later * DEPTH, depth, channels, to);
+            copy_w(weight + later * DEPTH, depth, some, to);
         }
         commit_copies();
         slot = next + 1 == STAGES ? 0 : next + 1;  // the oldest one
-        if (step >= first) compute(p, step * DEPTH, dynamic_shared + slot * STAGE_BYTES, sums);
+        if (step >= first) compute(p, step * DEPTH, of_rows, dynamic_shared + slot * STAGE_BYTES, sums);
         if (later < end) deposit(carried, to);
     }
     wait_for_copies<0>();

@@ -9,8 +9,8 @@ struct ImplicitGemm {
     const STORAGE* weight;  // (G, O, K rounded up to whole steps), filled up with zeros
     const Tap* taps;  // of channel 0, or BY_PRODUCT all products
     Divisor channels;
-    Divisor group_channels;   // of one group, GROUPED
-    long long group_outputs;  // the same
+    Divisor group_channels;   // of one group: channels where sums are grouped, images where results are
+    long long group_outputs;  // of one group
     View<RESULT> y;
     Geometry geometry;
     Epilogue epilogue;

@@ -16,7 +16,7 @@ from fastconv.accuracy import error
 from fastconv.dispatch import choose
 from fastconv.explanation import describe
 from fastconv.gpu import implicit_gemm, runtime, tensor_cores, tiling
-from fastconv.gpu.bundling import Bundling
+from fastconv.gpu.bundling import BundledSums, Bundling
 from fastconv.lowering import lower
 from fastconv.machine import Machine
 from fastconv.problem import Activation
@@ -122,6 +122,15 @@ GROUPS = {
     "too many for one tile": ((64, 4, 4), 16),
 }  # fmt: skip
 
+GRADIENT_GROUPS = {  # that share a tile: as many as have at most 64 outputs
+    "ResNeXt": 16,
+    "a quarter of an instruction's channels": 8,
+    "depthwise": 16,
+    "outputs across instructions": 3,
+    "an instruction across groups": 4,
+    "too many for one tile": 16,
+}
+
 
 def grouped(name, dtype="float16", channels_last=True, **options):
     groups, inner, outer = GROUPS[name][0]
@@ -149,6 +158,74 @@ def test_groups_of_an_input_gradient_share_a_tile():
     check(ALGORITHM, problem, finite_operands(problem))
 
 
+def grouped_gradient(name, dtype="float16", channels_last=True, batch=2, **options):
+    groups, inner, outer = GROUPS[name][0]
+    problem = weight_grad((batch, groups * inner, 9, 10), (groups * outer, inner, 3, 2), dtype=dtype, groups=groups,
+                          padding=1, **options)  # fmt: skip
+    return dataclasses.replace(problem, channels_last=channels_last)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((n, "float16") for n in GROUPS), *(("ResNeXt", d) for d in DTYPES if d != "float16")]
+)
+def test_groups_of_a_weight_gradient_share_a_tile(monkeypatch, name, dtype, channels_last, emulated):
+    """Whatever the batch, of which the sums are made, and with sums that blocks share."""
+    monkeypatch.setattr(tiling, "_LEAST_STEPS", 2)
+    chunk = 16 // np.dtype(dtype).itemsize
+    for batch in (3, chunk):
+        problem = grouped_gradient(name, dtype, channels_last, batch)
+        emulated.launched.clear()
+        for waves in (0, 1):
+            check(implicit_gemm.ImplicitGemm(tiling.Wish("64x64", waves)), problem, finite_operands(problem))
+        assert bundling(problem).size == GRADIENT_GROUPS[name]
+        ran = {tuple(dict(s.defines)[n] for n in ("GROUPED", "RUN")) for s in emulated.launched if "gemm" in s.entry}
+        assert ran == {("2", str(batch if batch == chunk else 1))}
+        assert tensor_cores.sum_spec(dtype) in emulated.launched
+
+
+@pytest.mark.parametrize("options", [{"padding_mode": "circular"}, {"stride": 2, "dilation": (1, 3)}], ids=str)
+def test_groups_of_other_weight_gradients_share_a_tile(options):
+    for channels_last in (False, True):
+        problem = grouped_gradient("outputs across instructions", "float16", channels_last, **options)
+        check(ALGORITHM, problem, finite_operands(problem))
+
+
+def test_sums_shared_for_several_groups_take_the_memory_of_their_results(monkeypatch):
+    """Nothing is kept of what one group has with another."""
+    problem = dataclasses.replace(grouped_gradient("ResNeXt"), batch_shape=(64,))
+    for waves in (0, 1):
+        algorithm = implicit_gemm.ImplicitGemm(tiling.Wish("64x64", waves))
+        splits = algorithm._config(problem, bundling(problem), 64 << 20).splits
+        partial = algorithm.workspace_bytes(problem, 64 << 20) - implicit_gemm._table_bytes(problem)
+        assert partial == (splits > 1) * splits * 128 * 4 * 6 * 4
+        assert (splits > 1) == (waves > 0)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_what_is_not_finite_stays_in_the_weight_gradient_of_its_group(channels_last):
+    problem = grouped_gradient("ResNeXt", channels_last=channels_last)
+    a, b, *_ = finite_operands(problem)
+    for operand, channel, value in ((a, 21, np.inf), (b, 66, np.nan)):
+        (np.moveaxis(operand, -1, 1) if channels_last else operand)[0, channel, 4, 4] = value
+    y = apply(ALGORITHM, problem, (a, b, None, None))
+    groups = np.nonzero(~np.isfinite(y).reshape(32, -1).all(1))[0]
+    assert groups.tolist() == [5, 16]
+    check(ALGORITHM, problem, (a, b, None, None))
+
+
+def test_a_weight_gradient_of_many_groups_is_predicted_faster_in_fewer_tiles():
+    problem = dataclasses.replace(grouped_gradient("ResNeXt"), batch_shape=(32,))
+    (piece,) = lower(problem)
+    alone, together = Bundling(piece, 1, 16), bundling(problem)
+    operands = tensor_cores.operands_of(problem)
+    assert tiling.blocks(together.merged, tensor_cores.SMALL) * together.merged.groups < piece.groups
+    alone, together = (
+        tiling.configure(b, operands, tiling.gather_of(operands, 1, b), 64 << 20, None).work for b in (alone, together)
+    )
+    assert together < alone
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("precision", ["high", "fast"])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -170,7 +247,7 @@ def test_what_is_not_finite_stays_in_its_group(dtype, precision, channels_last):
 def test_the_share_of_products_is_that_of_instructions_that_meet_a_group(name):
     (_, inner, outer), size = GROUPS[name]
     (piece,) = lower(grouped(name))
-    some = Bundling(piece, size, 16)
+    some = BundledSums(piece, size, 16)
     weight = np.zeros((size * inner, -(-size * outer // 8) * 8), bool)
     for group in range(size):
         weight[group * inner : (group + 1) * inner, group * outer : (group + 1) * outer] = True
@@ -266,6 +343,23 @@ def test_a_kernel_that_is_wrong_is_given_up():
         assert "direct computes otherwise" in algorithm.why_not(problem)
         assert algorithm.why_not(dataclasses.replace(problem, dtype="bfloat16")) is None
     assert algorithm.why_not(problem) is None
+
+
+class Old(EmulatedRuntime):
+    """A device that does not load a kernel."""
+
+    def launch(self, spec, grid, block, params):
+        if spec.entry == "implicit_gemm":
+            raise RuntimeError("CUDA_ERROR_NO_BINARY_FOR_GPU")
+        super().launch(spec, grid, block, params)
+
+
+def test_a_kernel_that_cannot_be_run_is_given_up():
+    problem = forward((1, 8, 6, 6), (5, 8, 3, 3), dtype="float16", padding=1)
+    with runtime.use(Old()):
+        with pytest.warns(RuntimeWarning, match=r"could not compute a small convolution \(CUDA_ERROR_NO_BINARY"):
+            check(ALGORITHM, problem, finite_operands(problem))  # right all the same
+        assert "direct computes otherwise" in ALGORITHM.why_not(problem)
 
 
 def test_tensor_cores_of_turing():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -37,6 +37,7 @@ from fastconv.gpu.tensor_cores import (
     SMALL,
     TF32,
     Gather,
+    Grouping,
     Operands,
     Tile,
     operands_of,
@@ -136,25 +137,26 @@ class ImplicitGemmPlan(Plan):
     def launch(self, launch: Launch, index: int, x: Any, weight: Any, y: Any, bias: Any, residual: Any) -> None:
         """Compute piece `index`, which has outputs, from its packed weight and the bundled view of x."""
         bundling, problem, device = self._bundlings[index], self.problem, runtime()
-        target = bundling.view(bundling.piece.target_view(y))
-        added = None if residual is None else bundling.view(bundling.piece.target_view(residual))
+        target = bundling.target(bundling.piece.target_view(y))
+        added = None if residual is None else bundling.target(bundling.piece.target_view(residual))
         size, shared = launch.splits * target.size, launch.splits > 1
         partial = device.xp.empty(size, problem.accumulator_dtype) if shared else None
-        params = record(
-            IMPLICIT_GEMM,
-            x=view(x),
-            weight=device.address(weight),
-            taps=self._tables[launch.order].address(index, x),
-            y=view(target),
-            epilogue=epilogue(problem, bias, added),
-            channels_fastest=channels_fastest(target),
-            images_fastest=int(abs(x.strides[0]) < abs(x.strides[5])),
-            splits=launch.splits,
-            partial=0 if partial is None else device.address(partial),
-            **self._numbers[index],
-        )
+        fields = self._numbers[index] | {
+            "x": view(x),
+            "weight": device.address(weight),
+            "taps": self._tables[launch.order].address(index, x),
+            "y": view(target),
+            "epilogue": epilogue(problem, bias, added),
+            "channels_fastest": channels_fastest(target),
+            "images_fastest": int(abs(x.strides[0]) < abs(x.strides[5])),
+            "splits": launch.splits,
+            "partial": 0 if partial is None else device.address(partial),
+        }
+        params = record(IMPLICIT_GEMM, **fields)
         device.launch(launch.spec, launch.grid, launch.block, params)
         if shared:
+            if bundling.grouping is Grouping.RESULTS:  # the parts are those of each group's own results
+                params = record(IMPLICIT_GEMM, **fields | {"geometry": geometry(bundling.piece)})
             launch_linear(sum_spec(problem.dtype), target.size, params)
 
     def _choose_launch(self, index: int, strides: Words, misalignment: int, device: int) -> Launch | None:
@@ -179,22 +181,27 @@ def _numbers(bundling: Bundling) -> dict[str, Words | int]:
     return {
         "geometry": geometry(bundling.merged),
         "channels": divisor(max(bundling.merged.in_channels, 1)),
-        "group_channels": divisor(max(bundling.piece.in_channels, 1)),
+        "group_channels": divisor(max(bundling.group_channels, 1)),
         "group_outputs": bundling.piece.out_channels,
     }
 
 
 def _is_right(operands: Operands, gather: Gather, tile: Tile) -> bool:
     """Whether a kernel passes its self-check: more positions and channels than a tile has, taps in the padding."""
-    if gather.grouped:  # three bundles of two groups
+    batch = 1
+    if gather.grouped is Grouping.RESULTS:  # two bundles of three groups
+        batch, groups, channels, outputs = gather.run, 6, 5, tile.channels // 3 - 2
+    elif gather.grouped is Grouping.SUMS:  # three bundles of two groups
         groups, channels, outputs = 6, operands.chunk, tile.channels // 2 - 3
     else:
         groups, channels, outputs = 1, 3 * gather.run if gather.run > 1 else 5, tile.channels + 3
     x_shape, last = ((9, 17, groups * channels), True) if gather.vector > 1 else ((groups * channels, 9, 17), False)
     problem = ConvProblem.forward(
-        2, (1, *x_shape), (groups * outputs, channels, 3, 3), dtype=operands.dtype, padding=1, groups=groups,
+        2, (batch, *x_shape), (groups * outputs, channels, 3, 3), dtype=operands.dtype, padding=1, groups=groups,
         data_format="NHWC" if last else "NCHW", precision="fast" if operands is TF32 else "high",
     )  # fmt: skip
+    if gather.grouped is Grouping.RESULTS:
+        problem = replace(problem, op="weight_grad")
     plan, (bundling,) = ImplicitGemmPlan(problem, 0), _bundlings(problem)
     launch = _launch(bundling, operands, gather, tile, splits=1)
 

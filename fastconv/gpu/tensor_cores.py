@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from functools import cache
 
 import numpy as np
@@ -93,11 +94,11 @@ class Tile:
 
     @property
     def shared_bytes(self) -> int:
-        """Shared memory of a block: the steps, and later in their place a band of results with two addresses a row."""
+        """Shared memory of a block: the steps; later in their place a band of results, and 20 bytes on each row."""
         band = 16 * self.positions // self.warp_positions
         return max(
             self.stages * (self.positions + self.channels) * ROW_BYTES,
-            band * ((self.channels + _PADDING_COLUMNS) * 4 + 16),
+            band * ((self.channels + _PADDING_COLUMNS) * 4 + 20),
         )
 
     @property
@@ -119,36 +120,46 @@ SMALL = Tile(64, 64, 32, 32, 4, 3, 0.4)
 GROUPED_CHANNELS = SMALL.channels
 
 
+class Grouping(IntEnum):
+    """Whether a tile holds one group, or several: then products of one with another are left out."""
+
+    ONE = 0
+    SUMS = 1  # the channels of all of them are in each sum, the weight is block-diagonal
+    RESULTS = 2  # each has its own rows and columns, the result is block-diagonal
+
+
 @dataclass(frozen=True)
 class Gather:
-    """How x is read.
+    """How x is read, and by how many groups.
 
     `run` products at a time are channels of one tap, `vector` of them adjacent and aligned. `by_product`: a table has
-    every product, not the taps alone. `grouped`: a tile holds several groups, and products of one with another are
-    left out.
+    every product, not the taps alone.
     """
 
     run: int
     vector: int
     by_product: bool = False
-    grouped: bool = False
+    grouped: Grouping = Grouping.ONE
 
 
 def gathers(operands: Operands) -> dict[Gather, tuple[Tile, ...]]:
     """Every way to read x, from the fastest on, and the tiles that it is compiled for."""
     chunk, word = operands.chunk, 4 // operands.itemsize
     small, large = (TALL, SMALL), (_LARGE_FLOAT32 if operands.dtype == "float32" else LARGE, TALL, SMALL)
-    # Two parts of each operand, or an address for every byte, leave no registers for larger tiles.
+    # Two parts of each operand, or an address for every byte, leave no registers for larger tiles. Halves that are read
+    # one by one take as many loads in those, of half as many warps on an SM, and twice the time to compile.
     crowded, bytewise = operands.split, operands.itemsize == 1
-    single = (SMALL,) if bytewise else small
+    single = (SMALL,) if operands.itemsize < 4 else small
     return {
         Gather(chunk, chunk): small if crowded else (WIDE, *large),
         Gather(word, word): small,  # where a word is one element, this is the last one
         Gather(chunk, 1): small if crowded or bytewise else large,
         Gather(1, 1): single,
         Gather(1, 1, by_product=True): (SMALL,) if crowded else single,
-        Gather(chunk, chunk, grouped=True): small,
-        Gather(chunk, 1, grouped=True): single,
+        Gather(chunk, chunk, grouped=Grouping.SUMS): small,
+        Gather(chunk, 1, grouped=Grouping.SUMS): (SMALL,) if bytewise else small,
+        Gather(chunk, 1, grouped=Grouping.RESULTS): (SMALL,),
+        Gather(1, 1, grouped=Grouping.RESULTS): (SMALL,),
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fastconv.gpu.bundling import Bundling
 from fastconv.gpu.runtime import runtime
-from fastconv.gpu.tensor_cores import Gather, Operands, Tile, operands_of, tiles
+from fastconv.gpu.tensor_cores import Gather, Grouping, Operands, Tile, operands_of, tiles
 from fastconv.lowering import Correlation
 from fastconv.problem import ConvProblem
 
@@ -84,12 +84,12 @@ def _at_once(tile: Tile) -> int:
 
 
 def _splits(bundling: Bundling, operands: Operands, tile: Tile, limit: int, waves: int) -> int:
-    """How many blocks share a sum, for so many waves in all; those of bundles, which are short, are not cut."""
+    """How many blocks share a sum, for so many waves in all; those over several groups' channels are short: not cut."""
     piece = bundling.merged
-    if bundling.size > 1:
+    if bundling.grouping is Grouping.SUMS:
         return 1
     steps = -(-piece.reduction // operands.step)
-    most = min(steps // _LEAST_STEPS, limit // max(partial_bytes(piece), 1), MOST_BLOCKS_YZ)
+    most = min(steps // _LEAST_STEPS, limit // max(partial_bytes(bundling.piece), 1), MOST_BLOCKS_YZ)
     whole = max(blocks(piece, tile) * piece.groups, 1)
     return max(min(waves * _at_once(tile) // whole, most), 1)
 
@@ -104,20 +104,23 @@ def _weigh(bundling: Bundling, operands: Operands, tile: Tile, splits: int) -> C
     rounds = -(-blocks(piece, tile) * piece.groups * splits // at_once)
     steps = -(-piece.reduction // (operands.step * splits)) * max(bundling.share, _COPYING) + _LEAD_STEPS
     work = rounds * at_once * tile.positions * tile.channels * steps * operands.step / tile.efficiency
-    moved = 2 * splits * partial_bytes(piece) if splits > 1 else 0
+    moved = 2 * splits * partial_bytes(bundling.piece) if splits > 1 else 0
     return Config(tile, splits, work + moved * _PRODUCTS_PER_BYTE)
 
 
 def gather_of(operands: Operands, adjacent: int, bundling: Bundling) -> Gather:
     """The fastest way to read an input of which `adjacent` channels can be taken at a time."""
-    chunk, word, grouped = operands.chunk, 4 // operands.itemsize, bundling.size > 1
+    chunk, word, grouped = operands.chunk, 4 // operands.itemsize, bundling.grouping
+    whole_chunks = bundling.merged.in_channels % chunk == 0
+    if grouped is Grouping.RESULTS:
+        return Gather(chunk if whole_chunks else 1, 1, grouped=grouped)
     if adjacent == chunk:
         return Gather(chunk, chunk, grouped=grouped)
-    if grouped:
-        return Gather(chunk, 1, grouped=True)
+    if grouped is Grouping.SUMS:
+        return Gather(chunk, 1, grouped=grouped)
     if adjacent >= word > 1:
         return Gather(word, word)
-    if bundling.piece.in_channels % chunk == 0:
+    if whole_chunks:
         return Gather(chunk, 1)
     return Gather(1, 1, by_product=bundling.piece.reduction <= _MOST_PRODUCTS)
 

@@ -215,6 +215,27 @@ def winograd() -> None:
     note(product, 12, 11, "36 matrix products for 16 outputs of each channel;\nA turns 36 sums into the tile")
 
 
+def space_to_depth() -> None:
+    """Phases of the input, and the kernel's taps on them."""
+    image, phases, taps = panels("the input, stride 2", "its phases, as channels", "4 x 4 taps: 2 x 2 on each phase")
+    colours = INPUT, OUTPUT, WEIGHT, SCRATCH
+    for y in range(8):
+        for x in range(8):
+            grid(image, 6 + 1.5 * x, 0.5 + 1.5 * y, 1, 1, colours[y % 2 * 2 + x % 2], 1.5)
+    frame(image, 9, 3.5, 6, 6)
+    note(image, 12, 13.2, "outlined: what an output sees with 4 x 4 taps")
+    for i, colour in enumerate(colours):
+        left, top = 4.5 + i * 2.6, 1 + i * 1.7
+        grid(phases, left, top, 4, 4, colour, 1.5)
+        frame(phases, left + 1.5, top + 1.5, 3, 3)
+        left, top = 3 + i % 2 * 10, 0.8 + i // 2 * 6
+        for y in range(4):
+            for x in range(4):
+                grid(taps, left + 1.2 * x, top + 1.2 * y, 1, 1, colour if y % 2 * 2 + x % 2 == i else EMPTY, 1.2)
+    note(phases, 12, 13.2, "every second row and column, at stride 1")
+    note(taps, 12, 13.2, "with 3 x 3 taps the last row and column are zeros")
+
+
 def depthwise() -> None:
     """The two layouts of staged input, and the tile with a run of three taps."""
     planes, pixels, tile = panels("planes: vectors along the row", "pixels: vectors of channels", "a run of three taps")
@@ -290,7 +311,10 @@ def col2im() -> None:
     )
 
 
-FIGURES = {figure.__name__: figure for figure in (direct, implicit_gemm, im2col, fft, winograd, depthwise, col2im)}
+FIGURES = {
+    figure.__name__: figure
+    for figure in (direct, implicit_gemm, im2col, fft, winograd, space_to_depth, depthwise, col2im)
+}
 
 
 def main() -> None:

@@ -23,15 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from fastconv import machine, recycling
+from fastconv import recycling
 from fastconv.arrays import named_dtype
-from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.costs import CostModel, Work
+from fastconv.cpu.rewriting import Rewriting, fastest
 from fastconv.lowering import lower
-from fastconv.machine import Machine
-from fastconv.problem import ConvProblem, Triple
-from fastconv.registry import Algorithm, Plan, algorithms, register
-from fastconv.settings import USUAL_WORKSPACE
+from fastconv.problem import ConvProblem
+from fastconv.registry import Plan, register
 
 
 @lru_cache(maxsize=4096)
@@ -50,14 +48,6 @@ def _number(problem: ConvProblem) -> np.dtype[Any]:
     return np.empty(0, named_dtype(problem.dtype)).real.dtype
 
 
-@lru_cache(maxsize=4096)
-def _chosen(problem: ConvProblem) -> Algorithm:
-    """The algorithm for the real convolution that is predicted fastest."""
-    real, here = _real(problem), machine.cpu()
-    able = (algorithm for algorithm in algorithms("cpu") if algorithm.why_not(real) is None)
-    return min(able, key=lambda algorithm: algorithm.cost(real, here) + algorithm.pack_cost(real, here))
-
-
 def _apart(array: Any) -> Any:
     """The parts of ``(N, G, C, D, H, W)``, one after the other along C."""
     n, groups, channels, *size = array.shape
@@ -68,9 +58,9 @@ def _apart(array: Any) -> Any:
 
 class _PartsPlan(Plan):
     def __init__(self, problem: ConvProblem, workspace_limit: int) -> None:
-        chosen, copies = _chosen(problem), _copied_bytes(problem)
-        self._plan = chosen.plan(_real(problem), max(workspace_limit - copies, 0))
-        self.pack_key = "parts", chosen.name, self._plan.pack_key
+        real, left = _real(problem), max(workspace_limit - _copied_bytes(problem), 0)
+        self._plan = fastest(real).plan(real, left)
+        self.pack_key = "parts", fastest(real).name, self._plan.pack_key
 
     def pack(self, w: Any) -> Any:
         """The matrix of parts, in the form that the real algorithm wants."""
@@ -110,38 +100,24 @@ def _packing(problem: ConvProblem) -> Iterable[Work]:
     return (Work(1, {"gathered": piece.groups * piece.out_channels * piece.reduction}) for piece in lower(problem))
 
 
-class Parts(CpuAlgorithm):
+class Parts(Rewriting):
     """Real and imaginary parts as channels of a real convolution."""
 
     name = "parts"
     running = CostModel(_running, {"copied": 7e-10, "call": 1.2e-5})
     packing = CostModel(_packing, {"gathered": 4e-9, "call": 1e-5})
+    enlarged = math.sqrt(2)
+
+    def rewritten(self, problem: ConvProblem) -> ConvProblem:
+        return _real(problem)
+
+    def copied_bytes(self, problem: ConvProblem) -> int:
+        return _copied_bytes(problem)
 
     def why_not(self, problem: ConvProblem) -> str | None:
         if not problem.dtype.startswith("complex"):
             return f"{problem.dtype} has no imaginary part"
-        if _copied_bytes(problem) > USUAL_WORKSPACE:
-            taken, most = _copied_bytes(problem) >> 20, USUAL_WORKSPACE >> 20
-            return f"real and imaginary parts take {taken} MiB, more than {most} MiB"
-        return None
-
-    def cost(self, problem: ConvProblem, machine: Machine) -> float:
-        return super().cost(problem, machine) + _chosen(problem).cost(_real(problem), machine)
-
-    def pack_cost(self, problem: ConvProblem, machine: Machine) -> float:
-        return super().pack_cost(problem, machine) + _chosen(problem).pack_cost(_real(problem), machine)
-
-    def tolerance(self, problem: ConvProblem) -> float:
-        """That of the real algorithm, in both parts."""
-        return math.sqrt(2) * _chosen(problem).tolerance(_real(problem))
-
-    def spread(self, problem: ConvProblem) -> Triple:
-        """That of the real algorithm."""
-        return _chosen(problem).spread(_real(problem))
-
-    def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:
-        copies = _copied_bytes(problem)
-        return copies + _chosen(problem).workspace_bytes(_real(problem), max(workspace_limit - copies, 0))
+        return self.too_large(problem)
 
     def plan(self, problem: ConvProblem, workspace_limit: int) -> Plan:
         return _PartsPlan(problem, workspace_limit)

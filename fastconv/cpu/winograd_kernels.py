@@ -57,25 +57,31 @@ def _left(count, residue, dilation, first):  # type: ignore[no-untyped-def]
 
 @generic
 def _stage_inside(plane, first, step, length, channels, staged, at, group, lanes):  # type: ignore[no-untyped-def]
-    """Stage what is inside of ``plane (C, W)`` in whole vectors; how many channels of it that were."""
+    """Stage what is inside of ``plane (C, W)`` in vectors, the last of which overlap others; whether that is done."""
     if plane.dtype != staged.dtype:
-        return lambda plane, first, step, length, channels, staged, at, group, lanes: 0
+        return lambda plane, first, step, length, channels, staged, at, group, lanes: False
 
     def stage(plane, first, step, length, channels, staged, at, group, lanes):  # type: ignore[no-untyped-def]
         apart_c, apart_w = plane.strides[0] // plane.itemsize, plane.strides[1] // plane.itemsize
-        whole = channels // lanes * lanes
+        if channels < lanes:
+            return False
+        last = channels - lanes
         if apart_c == 1:
-            transform_input(
-                1, 1, staged, at, 0, group, plane, first * apart_w, 0, step * apart_w, length, whole // lanes
-            )
-            return whole
+            begin = first * apart_w
+            transform_input(1, 1, staged, at, 0, group, plane, begin, 0, step * apart_w, length, channels // lanes)
+            if channels % lanes:
+                transform_input(1, 1, staged, at + last, 0, group, plane, begin + last, 0, step * apart_w, length, 1)
+            return True
         if apart_w != 1 or step != 1 or length < lanes:
-            return 0
+            return False
         for w in range(0, length, lanes):
-            begin = min(w, length - lanes)  # the last block overlaps the one before
-            for c in range(0, whole, lanes):
-                transpose_block(plane, c * apart_c + first + begin, apart_c, staged, at + begin * group + c, group)
-        return whole
+            from_w = min(w, length - lanes)
+            for c in range(0, channels, lanes):
+                from_c = min(c, last)
+                transpose_block(
+                    plane, from_c * apart_c + first + from_w, apart_c, staged, at + from_w * group + from_c, group
+                )
+        return True
 
     return stage
 
@@ -85,14 +91,14 @@ def _stage_row(plane, first, step, mode, half, needed, channels, group, lanes, s
     """Bring a padded row of ``plane (C, W)`` into ``staged (width, group)``; zeros beyond what is needed."""
     size = plane.shape[1]
     low, high = inside(first, step, size, needed)
-    whole = _stage_inside(plane, first + low * step, step, high - low, channels, staged, at + low * group, group, lanes)
+    done = _stage_inside(plane, first + low * step, step, high - low, channels, staged, at + low * group, group, lanes)
     w = 0
     while w < width:
-        if w == low < high and whole == channels:
+        if w == low < high and done:
             w = high
             continue
         source = -1 if w >= needed else resolve(first + w * step, size, mode)
-        for c in range(whole if low <= w < high else 0, channels):
+        for c in range(channels):
             if source < 0:
                 staged[at + w * group + c] = 0
             else:

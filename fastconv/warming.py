@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fastconv import settings
 from fastconv.dispatch import choose
-from fastconv.networks import LAYERS
 from fastconv.problem import DTYPES, ConvProblem
 from fastconv.registry import Algorithm
 
@@ -46,6 +45,8 @@ def chosen(dtype: str) -> list[tuple[Algorithm, ConvProblem]]:
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
+    from fastconv.networks import LAYERS  # a table, read when it is imported
+
     problems = [layer.problem(dtype) for layer in LAYERS]
     pairs = {(choose(p, "cpu", prepared=prepared), p): None for p in problems for prepared in (False, True)}
     return sorted(pairs, key=lambda pair: pair[0].name)

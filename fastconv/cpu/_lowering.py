@@ -9,7 +9,7 @@ order of its rules differs, so that numbers and arrays are asked for before sets
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, ClassVar
 
 from llvmlite import ir
 from numba.core import cgutils
@@ -28,15 +28,25 @@ lower = registry.lower
 _MOST = INDEX((1 << 63) - 1)
 
 
+class _ExactFirst:
+    """A rule that looks for the case of the very types at hand before it weighs all conversions."""
+
+    exact: ClassVar[dict[Any, Any]]
+
+    def _select(self, cases: Any, args: Any, kws: Any) -> Any:
+        return self.exact.get(args) or super()._select(cases, args, kws)  # type: ignore[misc]
+
+
 def first_rules(target: str) -> typing_rules.Registry:
     """Numba's typing of operators on numbers and arrays as rules of `target`, which it tries before all others."""
     rules = typing_rules.Registry()
     metadata = {"target": target}
-    kept = typing_rules.ConcreteTemplate, builtins.Bool, arraydecl.GetItemBuffer, arraydecl.SetItemBuffer
+    kept = {typing_rules.ConcreteTemplate, builtins.Bool, arraydecl.GetItemBuffer, arraydecl.SetItemBuffer}
     for function, kind in typing_rules.builtin_registry.globals:
         for rule in kind.templates if isinstance(kind, types.Function) else ():
-            if issubclass(rule, kept):
-                ours = type(rule.__name__, (rule,), {"metadata": metadata})
+            if not kept.isdisjoint(rule.__mro__):  # rules are abstract classes, and `issubclass` slow with those
+                exact = {case.args: case for case in getattr(rule, "cases", ())}
+                ours = type(rule.__name__, (_ExactFirst, rule), {"metadata": metadata, "exact": exact})
                 rules.register_global(function, types.Function(ours))
     for function in (min, max):
         cases = [signature(types.int64, types.int64, types.int64)]

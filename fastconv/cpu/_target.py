@@ -11,6 +11,7 @@ for any target can be compiled for this one.
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from functools import cache
 from typing import Any
 
@@ -18,12 +19,14 @@ import llvmlite.binding as llvm
 from numba.core import typing
 from numba.core.codegen import CPUCodeLibrary, JITCPUCodegen
 from numba.core.compiler import CompilerBase
-from numba.core.compiler_machinery import PassManager
+from numba.core.compiler_machinery import PassManager, register_pass
 from numba.core.cpu import CPUContext, CPUTargetOptions
 from numba.core.descriptors import TargetDescriptor
 from numba.core.dispatcher import Dispatcher
 from numba.core.fastmathpass import rewrite_module
 from numba.core.imputils import builtin_registry
+from numba.core.ir import Assign
+from numba.core.lowering import Lower
 from numba.core.target_extension import CPU, dispatcher_registry, jit_registry, target_registry
 from numba.core.typed_passes import (
     NativeLowering,
@@ -147,15 +150,48 @@ target_registry[NAME] = KernelTarget
 target = _Descriptor()
 
 
+class _Lower(Lower):  # type: ignore[misc]
+    """From Numba's IR to LLVM's."""
+
+    def _find_singly_assigned_variable(self) -> None:
+        """Find the variables that are values, not memory: those of one assignment, which all uses come after.
+
+        Numba has those alone whose uses are in the block of the assignment. An array in memory is 17 words of six axes,
+        stored and loaded for each block that looks at it, and LLVM takes long to see that nothing has changed.
+        """
+        lifetime = self.func_ir.variable_lifetime
+        dominators, uses = lifetime.cfg.dominators(), defaultdict(list)
+        for block, names in lifetime.usedefs.usemap.items():
+            for name in names:
+                uses[name].append(block)
+        targets = [(s.target.name, n) for n, block in self.blocks.items() for s in block.find_insts(Assign)]
+        assigned, times = dict(targets), Counter(name for name, _ in targets)
+        self._singly_assigned_vars = {
+            name for name, block in assigned.items()
+            if times[name] == 1 and all(block < use and block in dominators[use] for use in uses[name])
+        }  # fmt: skip
+        self._blk_local_varmap: dict[str, Any] = {}
+
+
+@register_pass(mutates_CFG=False, analysis_only=False)  # type: ignore[untyped-decorator]
+class _Lowering(NativeLowering):  # type: ignore[misc]
+    _name = "fastconv_lowering"
+
+    @property
+    def lowering_class(self) -> type[Lower]:
+        return _Lower
+
+
 class KernelCompiler(CompilerBase):  # type: ignore[misc]
     """From Python's byte code to IR."""
 
     def define_pipelines(self) -> list[PassManager]:
         """The passes that kernels need; Numba has three times as many, and analyses a function anew after each."""
         passes = PassManager(NAME)
+        passes._ENFORCING = False  # no pass of these leaves blocks that need tidying
         for kind in (
             TranslateByteCode, FixupArgs, IRProcessing, GenericRewrites, ReconstructSSA, NopythonTypeInference,
-            PreLowerStripPhis, NativeLowering, NoPythonBackend,
+            PreLowerStripPhis, _Lowering, NoPythonBackend,
         ):  # fmt: skip
             passes.add_pass(kind, kind.name())
         passes.finalize()

@@ -57,7 +57,9 @@ def _lengths(even: bool) -> list[int]:
     """All lengths of up to 2^32 that can be transformed."""
     lengths = [2 if even else 1]
     for factor in (2, 3, 5):
-        lengths += [m for n in lengths for k in range(1, 32) if (m := n * factor**k) <= 2**32]
+        for n in lengths:  # and what is appended here
+            if n * factor <= 2**32:
+                lengths.append(n * factor)
     return sorted(lengths)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import importlib.metadata
 import os
 import sys
 import tempfile
@@ -17,9 +16,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import llvmlite
 import llvmlite.binding as llvm
 import numpy as np
 
@@ -48,14 +49,21 @@ _UNUSED_DAYS = 30
 def _generation() -> str:
     """A digest of what the code of all kernels depends on."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in [*sorted(Path(__file__).parent.glob("*.py")), _version_of_numba()]:
         digest.update(path.read_bytes())
     features = llvm.get_host_cpu_features().flatten()
-    compilers = [importlib.metadata.version(name) for name in ("numba", "llvmlite", "numpy")]
+    compilers = llvmlite.__version__, np.__version__
     cpu = (llvm.get_process_triple(), llvm.get_host_cpu_name(), features, vector_bytes())
     chosen = sorted(item for item in os.environ.items() if item[0].startswith("NUMBA_"))
     digest.update(repr((sys.version, compilers, cpu, chosen)).encode())
     return digest.hexdigest()[:16]
+
+
+def _version_of_numba() -> Path:
+    """The file that says it: importing Numba or `importlib.metadata` takes longer than a first call needs otherwise."""
+    numba = find_spec("numba")
+    assert numba is not None and numba.origin is not None
+    return Path(numba.origin).with_name("_version.py")
 
 
 def directory() -> Path:
@@ -65,18 +73,40 @@ def directory() -> Path:
 
 def load(function: Callable[..., None], arguments: tuple[Argument, ...], shared: bool) -> bytes:
     """The object code of a kernel for these argument types; compiled if it is not on the disk."""
-    key = hashlib.sha256(f"{function.__qualname__}{arguments}{shared}".encode())
-    key.update(Path(function.__code__.co_filename).read_bytes())  # it may be a test's
-    path = directory() / f"{function.__name__}-{key.hexdigest()[:16]}.o"
+
+    def compiled() -> bytes:
+        from fastconv.cpu import _compiler
+
+        return _compiler.compile_object(function, arguments, shared)
+
+    source = Path(function.__code__.co_filename).read_bytes()  # it may be a test's
+    return _kept(function.__name__, f"{function.__qualname__}{arguments}{shared}".encode() + source, compiled)
+
+
+def assemble(name: str, source: str) -> bytes:
+    """The object code of LLVM IR."""
+
+    def assembled() -> bytes:
+        _initialize()
+        features = llvm.get_host_cpu_features().flatten()
+        machine = llvm.Target.from_default_triple().create_target_machine(
+            llvm.get_host_cpu_name(), features, codemodel="jitdefault", jit=True
+        )
+        return bytes(machine.emit_object(llvm.parse_assembly(source)))
+
+    return _kept(name, source.encode(), assembled)
+
+
+def _kept(name: str, key: bytes, make: Callable[[], bytes]) -> bytes:
+    """The object code that is on the disk under this key; made if it is not."""
+    path = directory() / f"{name}-{hashlib.sha256(key).hexdigest()[:16]}.o"
     try:
         checksum, code = (content := path.read_bytes())[:32], content[32:]
         if hashlib.sha256(code).digest() == checksum:
             return code
     except OSError:
         pass  # not there, or not for us to read
-    from fastconv.cpu import _compiler
-
-    code = _compiler.compile_object(function, arguments, shared)
+    code = make()
     with suppress(OSError):  # a read-only or full disk costs the next process a compilation, no more
         _save(path, hashlib.sha256(code).digest() + code)
     return code
@@ -126,18 +156,16 @@ def function(code: bytes, name: str) -> Any:
     return new(ctypes.addressof(method), None, None)
 
 
-def link(code: bytes | str, exports: Sequence[str]) -> dict[str, int]:
-    """Link object code or LLVM IR and give the addresses of what it exports. It stays for good, as a module's would."""
-    builder = llvm.JITLibraryBuilder().add_current_process()
-    builder = builder.add_ir(code) if isinstance(code, str) else builder.add_object_img(code)
+def link(code: bytes, exports: Sequence[str]) -> dict[str, int]:
+    """Link object code and give the addresses of what it exports. It stays for good, as a module's would."""
+    builder = llvm.JITLibraryBuilder().add_current_process().add_object_img(code)
     for symbol in PYTHON_FUNCTIONS:
         builder.import_symbol(symbol, ctypes.cast(getattr(ctypes.pythonapi, symbol), ctypes.c_void_p).value)
     for symbol, thing in PYTHON_OBJECTS.items():
         builder.import_symbol(symbol, id(thing))
     for symbol in exports:
         builder.export_symbol(symbol)
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
+    _initialize()
     linker = llvm.create_lljit_compiler()
     library = builder.link(linker, "fastconv")
     addresses = {symbol: library[symbol] for symbol in exports}
@@ -145,3 +173,8 @@ def link(code: bytes | str, exports: Sequence[str]) -> dict[str, int]:
     library.detach()
     linker.detach()
     return addresses
+
+
+def _initialize() -> None:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()

@@ -23,7 +23,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
-from fastconv.cpu.objects import link
+from fastconv.cpu.objects import assemble, link
 from fastconv.settings import available_cores
 
 _MOST = 255  # workers
@@ -252,7 +252,7 @@ _growing = threading.Lock()
 @cache
 def _native() -> tuple[Any, Any, int]:
     """Functions `serve` and `share`, and the address of the latter."""
-    addresses = link(_source(), ("serve", "share"))
+    addresses = link(assemble("team", _source()), ("serve", "share"))
     number = ctypes.c_int64
     serve = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(addresses["serve"])
     share = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, number, PART, ctypes.c_void_p, number, number)

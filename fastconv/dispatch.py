@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastconv import machine, recycling, settings
-from fastconv.arrays import Kind, adopt, at_home, check_out, named_dtype
+from fastconv.arrays import NUMPY, Kind, adopt, at_home, check_out, is_plain, named_dtype
 from fastconv.folding import fold, folds, unfolded
 from fastconv.lowering import Views
 from fastconv.problem import ConvProblem, compute_dtype
@@ -288,6 +288,8 @@ def adopt_all(
     TypeError
         If one is no array, or they live on different devices.
     """
+    if bias is None and residual is None and out is None and is_plain(x) and is_plain(w):
+        return (x, w, None, None, None), NUMPY  # as nearly always; the rest takes as long as a small layer's kernel
     x, kind = adopt(names[0], x)
     home = names[0], kind, x
     w = _adopt_beside(home, names[1], w)

@@ -343,6 +343,15 @@ def test_bad_tensors_are_named(change, message):
         fastconv.conv1d(**arguments)
 
 
+@pytest.mark.parametrize("bad", [(1.0, 1), (1, True), [1, 1.0], ((1, 1), (1.0, 1))])
+def test_equal_options_of_other_types_are_refused_after_good_ones(bad):
+    x, w = torch.ones(1, 1, 4, 4), torch.ones(1, 1, 3, 3, requires_grad=True)
+    good = ((1, 1), (1, 1)) if isinstance(bad[0], tuple) else (1, 1)
+    fastconv.conv2d(x, w, padding=good)
+    with pytest.raises(TypeError, match="padding="):
+        fastconv.conv2d(x, w, padding=bad)
+
+
 def test_layers_with_bound_weights_say_that_they_record_nothing():
     layer = fastconv.Conv1d(torch.ones(1, 1, 2))
     with pytest.raises(TypeError, match="x is a torch tensor that requires grad"):

@@ -55,16 +55,18 @@ def convolve(
     if out is not None:
         raise TypeError("out= cannot be recorded, traced, cast or laid out by torch: expected None")
     given = {"x": x, "w": w, "bias": bias, "residual": residual}
-    x, w, bias, residual = (_operand(name, value, x.device) for name, value in given.items())
+    cast = torch.get_autocast_dtype(x.device.type) if _autocast(x.device.type) else None
+    x, w, bias, residual = (_operand(name, value, x.device, cast) for name, value in given.items())
     if x.dtype != w.dtype:
         raise TypeError(f"x has dtype {x.dtype} and w {w.dtype}: expected tensors of one dtype")
     stride, padding, dilation, output_padding = map(frozen, (stride, padding, dilation, output_padding))
-    symbolic = intercepted(x, w)  # a tracer's sizes may be symbols; the operator checks what is known of them
-    if not symbolic:
-        _check(
-            op, ndim, x.shape, w.shape, x.dtype, stride, padding, dilation, groups, padding_mode, data_format,
-            weight_format, frozen(activation), flip_kernel, precision, output_padding,
+    geometry = None
+    if not intercepted(x, w):  # a tracer's sizes may be symbols; the operator checks what is known of them
+        options = (
+            stride, padding, dilation, groups, padding_mode, data_format, weight_format, frozen(activation),
+            flip_kernel, precision, output_padding,
         )  # fmt: skip
+        geometry = _checked_geometry(op, ndim, x.shape, w.shape, x.dtype, options, _kinds(options))
 
     last = data_format == "channels_last" or data_format.endswith("C")
     if last:
@@ -79,9 +81,10 @@ def convolve(
     if len(batch) != 1:
         x = x.flatten(0, len(batch) - 1) if batch else x.unsqueeze(0)
 
-    find = _geometry.__wrapped__ if symbolic else _geometry
-    size, *geometry = find(op, x.shape[2:], w.shape[2:], stride, padding, dilation, output_padding)
-    y = convolution(x, w, bias, op, size, groups, *geometry, padding_mode, precision, algorithm, device)
+    if geometry is None:
+        geometry = _geometry(op, x.shape[2:], w.shape[2:], stride, padding, dilation, output_padding)
+    size, *others = geometry
+    y = convolution(x, w, bias, op, size, groups, *others, padding_mode, precision, algorithm, device)
     if len(batch) != 1:
         y = y.reshape(*batch, *y.shape[1:])
     if residual is not None:
@@ -96,38 +99,51 @@ def _autocast(device: str) -> bool:
     return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
 
 
-def _operand(name: str, value: Any, device: torch.device) -> Tensor | None:
-    """An operand as a tensor, of the dtype that autocast gives it."""
+def _operand(name: str, value: Any, device: torch.device, cast: torch.dtype | None) -> Tensor | None:
+    """An operand as a tensor, of the dtype that autocast gives it, if it does."""
     if value is None:
         return None
     tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
     if tensor.device != device:
         raise TypeError(f"{name} is on {tensor.device} and x on {device}: expected both on one device")
-    if _autocast(device.type) and tensor.is_floating_point() and tensor.dtype != torch.float64:
-        return tensor.to(torch.get_autocast_dtype(device.type))
+    if cast is not None and tensor.is_floating_point() and tensor.dtype != torch.float64:
+        return tensor.to(cast)
     return tensor
 
 
 _OPTIONS = (
     "stride", "padding", "dilation", "groups", "padding_mode", "data_format", "weight_format", "activation",
-    "flip_kernel", "precision",
+    "flip_kernel", "precision", "output_padding",
 )  # fmt: skip
 
 
-@lru_cache(maxsize=4096, typed=True)
-def _check(
-    op: str, ndim: int, x_shape: tuple[int, ...], w_shape: tuple[int, ...], dtype: torch.dtype, *options: Any
-) -> None:
-    """Raise the error that fastconv has for these arguments: those of :data:`_OPTIONS`, and the output padding."""
-    given = dict(zip(_OPTIONS, options, strict=False))
-    if op == "forward":
-        ConvProblem.forward(ndim, x_shape, w_shape, dtype=dtype_name(dtype), **given)
-    else:
-        named = dtype_name(dtype)
-        ConvProblem.transposed(ndim, x_shape, w_shape, dtype=named, **given, output_padding=options[-1])
+def _kinds(option: Any) -> Any:
+    """The types in an option: 1, 1.0 and True are equal, but not equally good."""
+    return tuple(map(_kinds, option)) if type(option) is tuple else type(option)
 
 
 @lru_cache(maxsize=4096)
+def _checked_geometry(
+    op: str, ndim: int, x_shape: tuple[int, ...], w_shape: tuple[int, ...], dtype: torch.dtype,
+    options: tuple[Any, ...], kinds: Any,
+) -> tuple[Any, ...]:  # fmt: skip
+    """What :func:`_geometry` has for a call with :data:`_OPTIONS`; raises the error that fastconv has for it.
+
+    `kinds` is part of the key under which that is remembered.
+    """
+    given = dict(zip(_OPTIONS, options, strict=True))
+    stride, padding, dilation, extra = (given[name] for name in ("stride", "padding", "dilation", "output_padding"))
+    named = dtype_name(dtype)
+    if op == "forward":
+        del given["output_padding"]
+        problem = ConvProblem.forward(ndim, x_shape, w_shape, dtype=named, **given)
+        lengths = problem.size[-ndim:]
+    else:
+        problem = ConvProblem.transposed(ndim, x_shape, w_shape, dtype=named, **given)
+        lengths = problem.out_size[-ndim:]
+    return _geometry(op, lengths, problem.kernel[-ndim:], stride, padding, dilation, extra)
+
+
 def _geometry(
     op: str, lengths: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, output_padding: Any
 ) -> tuple[Any, ...]:  # fmt: skip

@@ -347,9 +347,9 @@ class Col2im(CpuAlgorithm):
     running = CostModel(
         _work,
         {"product": 2.2e-11, "weight": 4.7e-10, "packed": 1.1e-10, "folded": 3.3e-10, "result": 5.2e-10,
-         "scattered": 1.3e-10, "task": 1.2e-6, "call": 8.3e-6},
+         "scattered": 1.3e-10, "task": 1.2e-6, "call": 1.35e-5},
     )  # fmt: skip
-    packing = CostModel(_packing, {"gathered": 2.5e-9, "call": 8e-6})
+    packing = CostModel(_packing, {"gathered": 2.5e-9, "call": 1.9e-5})
 
     def why_not(self, problem: ConvProblem) -> str | None:
         if problem.dtype.startswith("complex"):

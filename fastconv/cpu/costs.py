@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fastconv.lowering import lower
+from fastconv.arrays import named_dtype
+from fastconv.cpu.parallel import CACHE_LINE
+from fastconv.lowering import Correlation, lower
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
@@ -85,6 +87,20 @@ def gathering(problem: ConvProblem) -> Iterable[Work]:
         yield from (
             Work(1, {"gathered": piece.groups * piece.out_channels * piece.reduction}) for piece in lower(problem)
         )
+
+
+def interleaving(problem: ConvProblem, piece: Correlation) -> dict[str, float]:
+    """The cache lines, ``"line"``, to which a piece of a transposed convolution writes beside the results of others.
+
+    Each piece brings them to the cache and leaves them to be written back, where one piece alone does so once.
+    """
+    step = piece.targets[2].step or 1
+    together = problem.result_channels if problem.channels_last else 1
+    bytes_together = together * named_dtype(problem.result_dtype).itemsize
+    if step == 1 or bytes_together >= CACHE_LINE:
+        return {"line": 0.0}
+    places = piece.batch * piece.groups * piece.out_channels * piece.positions / together
+    return {"line": places * min(step * bytes_together / CACHE_LINE, 1.0)}
 
 
 def scattering(problem: ConvProblem, counts: Mapping[str, float], *kinds: str) -> dict[str, float]:

@@ -24,7 +24,7 @@ from fastconv.settings import available_cores
 _STAGED = 32 << 10  # bytes staged of the planes of one group in a task, if a tile's own rows do not need more
 _TOGETHER = 12 << 10  # bytes staged of several groups: with as much of results they stay in L1
 _WIDTH = 1024  # elements of the longest part of a row of planes in one task
-_NEAR = 32 << 10  # bytes of L1: the planes of one group beyond it are read again from L2 for each of its results
+_NEAR = 20 << 10  # bytes: the planes of one group beyond it leave L1, and are read from L2 for each of its results
 _STAGED_PIXELS = 128 << 10  # bytes of pixels staged by a task: a quarter of L2
 _PIXEL = 256  # bytes that a task takes of each pixel of the input; fewer, lest there be no room for _COLUMNS of results
 _COLUMNS = 16
@@ -179,10 +179,12 @@ class Cut:
         block["grid"], block["bias"] = c.grid, staged + c.grid[1] * together * sums
         block["sums_pitch"], block["sums_step"] = (lanes, across) if along else (across, lanes)
 
+        near = pixels or slot * itemsize <= _NEAR
+        reads = sum(int(n) * (tall + LONGEST_RUN - 1 - k) for k, n in enumerate(strips["runs"].sum(axis=0)))
         tiles = spread * blocks[1] * blocks[2] * c.out_channels * sums // (tall * lanes)
         #: What a piece costs, idle products and padding included, if all is read and written in vectors.
         self.counted = {
-            ("product" if pixels or slot * itemsize <= _NEAR else "far product"): tiles * tall * lanes * c.reduction,
+            ("product" if near else "far read"): tiles * lanes * (tall * c.reduction if near else reads),
             "tile": tiles * len(c.phases),
             "staged": self.tasks * staged,
             "result": sum(phase.positions for phase in c.phases) * c.batch * c.groups * c.out_channels,

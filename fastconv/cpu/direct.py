@@ -26,7 +26,7 @@ from fastconv.arrays import named_dtype
 from fastconv.cpu import parallel
 from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.copying import SPLITS
-from fastconv.cpu.costs import CostModel, Work, gathering, scattering
+from fastconv.cpu.costs import CostModel, Work, gathering, interleaving, scattering
 from fastconv.cpu.direct_tile import complete_row
 from fastconv.cpu.elements import CLIP, resolve
 from fastconv.cpu.jit import Kernel, TaskKernel, array, contiguous_taps, generic, integer, records
@@ -381,7 +381,7 @@ def _work(problem: ConvProblem) -> Iterable[Work]:
             scattered = {"scattered": cut.counts["staged"]}
         # A tile of one channel waits for its loads instead.
         tiles = {"tile": 0.0} if cut.at_once and in_rows and piece.out_channels > 1 else {}
-        yield Work(cut.tasks, cut.counts | tiles | scattered)
+        yield Work(cut.tasks, cut.counts | tiles | scattered | interleaving(problem, piece))
 
 
 def _packing(problem: ConvProblem) -> Iterable[Work]:
@@ -399,11 +399,11 @@ class Direct(CpuAlgorithm):
         _work,
         {
             "product": 2.3e-11, "integer product": 4.6e-11, "complex product": 8e-10, "tile": 5.9e-8, "staged": 1.5e-10,
-            "row": 4e-8, "result": 1e-10, "scattered": 1.1e-9, "task": 2.1e-7, "call": 1.3e-5,
+            "row": 4e-8, "result": 1e-10, "scattered": 1.1e-9, "line": 5e-9, "task": 2.1e-7, "call": 1.25e-5,
         },
         frozenset({"product", "integer product"}),
     )  # fmt: skip
-    packing = CostModel(_packing, {"gathered": 2.8e-9, "arranged": 1.2e-9, "call": 9.5e-6})
+    packing = CostModel(_packing, {"gathered": 2.8e-9, "arranged": 1.2e-9, "call": 1e-5})
 
     def why_not(self, problem: ConvProblem) -> str | None:
         return None

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from fastconv.arrays import named_dtype
 from fastconv.cpu import parallel
 from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.blas import one_thread
-from fastconv.cpu.costs import CostModel, Work, gathering, scattering
+from fastconv.cpu.costs import CostModel, Work, gathering, interleaving, scattering
 from fastconv.cpu.elements import resolve
 from fastconv.cpu.jit import Kernel, array, contiguous_taps, integer, records
 from fastconv.cpu.plan import PiecewisePlan
@@ -112,11 +113,19 @@ def _multiply(weights, images, sums):  # type: ignore[no-untyped-def]
 _pack_kernel, _finish_kernel, _multiply_kernel = Kernel(_pack), Kernel(_finish), Kernel(_multiply)
 
 
+class _Cut(NamedTuple):
+    """How a correlation is cut: what is tiled (see `_tiled`), positions of a tile, and elements that one takes."""
+
+    tiled: Correlation
+    tile: int
+    elements: int
+
+
 class _Im2colPlan(PiecewisePlan):
     def __init__(self, problem: ConvProblem, workspace_limit: int) -> None:
         dtype, result = named_dtype(problem.dtype), named_dtype(problem.result_dtype)
         accumulator = named_dtype(problem.accumulator_dtype)
-        super().__init__(problem, lambda piece: _tile(_tiled(piece), accumulator.itemsize, workspace_limit))
+        super().__init__(problem, lambda piece: _cut(piece, accumulator.itemsize, workspace_limit))
         geometry = records(GEOMETRY)
         matrix = array(accumulator, 3, contiguous=True, readonly=False)
         vector = array(accumulator, 1, contiguous=True)
@@ -133,18 +142,15 @@ class _Im2colPlan(PiecewisePlan):
         """For each piece, its taps as a contiguous (G, O, taps) matrix."""
         return [contiguous_taps(piece, w, self._accumulator) for piece in self._pieces]
 
-    def run(self, x: Any, packed: Any, y: Any, bias: Any, residual: Any) -> None:
-        with one_thread():
-            super().run(x, packed, y, bias, residual)
-
-    def _run_piece(self, piece: Correlation, tile: int, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
-        if _sees_all(piece) and x.flags.c_contiguous and x.dtype == self._accumulator:
-            self._multiply_images(piece, tile, weights, x, y, bias, residual)
+    def _run_piece(self, piece: Correlation, cut: _Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
+        if cut.tiled is not piece and x.flags.c_contiguous and x.dtype == self._accumulator:
+            self._multiply_images(piece, cut, weights, x, y, bias, residual)
             return
+        tile = cut.tile
         tiles = -(-piece.positions // tile)
 
         def work(first: int, last: int) -> None:
-            memory = parallel.scratch(_elements(piece, tile), self._accumulator)
+            memory = parallel.scratch(cut.elements, self._accumulator)
             for task in range(first, last):
                 n, begin = task // tiles, task % tiles * tile
                 end = min(begin + tile, piece.positions)
@@ -158,19 +164,20 @@ class _Im2colPlan(PiecewisePlan):
                     np.matmul(weights, cols, out=sums)
                 self._finish(y, sums, n, begin, bias, residual, piece.geometry, self._half, *self._activation)
 
-        parallel.run(work, piece.batch * tiles, piece.macs)
+        with one_thread():
+            parallel.run(work, piece.batch * tiles, piece.macs)
 
     def _multiply_images(
-        self, piece: Correlation, tile: int, weights: Any, x: Any, y: Any, bias: Any, residual: Any
+        self, piece: Correlation, cut: _Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any
     ) -> None:
         """The images as they lie are the patches; a task is some images and some output channels."""
-        images, parts = _tiled(piece), _parts(piece)
+        tile, parts = cut.tile, _parts(piece)
         patches = x.reshape(piece.batch, piece.groups, piece.reduction)
         y, residual = (a.transpose(3, 1, 2, 4, 5, 0) for a in (y, residual))
         biases = bias.reshape(piece.groups, -1)
 
         def work(first: int, last: int) -> None:
-            memory = parallel.scratch(_elements(piece, tile), self._accumulator)
+            memory = parallel.scratch(cut.elements, self._accumulator)
             for task in range(first, last):
                 begin, part = task // parts * tile, task % parts
                 some = patches[begin : begin + tile]
@@ -183,9 +190,10 @@ class _Im2colPlan(PiecewisePlan):
                     with np.errstate(all="ignore"):
                         np.matmul(weights[:, outputs], some.transpose(1, 2, 0), out=sums)
                 self._finish(y[:, :, outputs], sums, 0, begin, biases[:, outputs].ravel(), residual[:, :, outputs],
-                             images.geometry, self._half, *self._activation)  # fmt: skip
+                             cut.tiled.geometry, self._half, *self._activation)  # fmt: skip
 
-        parallel.run(work, -(-piece.batch // tile) * parts, piece.macs)
+        with nullcontext() if self._few else one_thread():
+            parallel.run(work, -(-piece.batch // tile) * parts, piece.macs)
 
 
 def _sees_all(piece: Correlation) -> bool:
@@ -202,6 +210,12 @@ def _tiled(piece: Correlation) -> Correlation:
 def _parts(piece: Correlation) -> int:
     """Ranges of output channels, several for each core: their weights are read from memory, once, by all cores."""
     return max(min(_PARTS * available_cores(), piece.out_channels // _LEAST), 1)
+
+
+def _cut(piece: Correlation, itemsize: int, workspace_limit: int) -> _Cut:
+    tiled = _tiled(piece)
+    tile = _tile(tiled, itemsize, workspace_limit)
+    return _Cut(tiled, tile, _elements(piece, tile))
 
 
 def _tile(piece: Correlation, itemsize: int, workspace_limit: int) -> int:
@@ -226,12 +240,14 @@ def _work(problem: ConvProblem) -> Iterable[Work]:
         positions = piece.batch * piece.groups * piece.positions
         counts = {
             "product": piece.macs,
+            "arranged": tasks * piece.groups * piece.out_channels * piece.reduction,
             "patch element": positions * piece.reduction,
             "result": positions * piece.out_channels,
             "matrix product": tasks * piece.groups,
             "task": tasks,
         }
-        yield Work(tasks, counts | scattering(problem, counts, "patch element", "result"))
+        scattered = scattering(problem, counts, "patch element", "result")
+        yield Work(tasks, counts | scattered | interleaving(problem, piece))
 
 
 def _patch_bytes(piece: Correlation, itemsize: int) -> int:
@@ -249,18 +265,20 @@ class Im2col(CpuAlgorithm):
     running = CostModel(
         _work,
         {
-            "product": 3.6e-11,
-            "weight": 1.25e-10,
+            "product": 2.6e-11,
+            "weight": 1.35e-10,
+            "arranged": 4e-10,  # weights, by the BLAS, for each tile
             "patch element": 5.7e-10,
             "result": 2.3e-10,
             "scattered": 9.4e-10,
+            "line": 7e-9,
             "matrix product": 2.1e-6,
             "task": 9.5e-6,
-            "call": 6.1e-5,
+            "call": 2.2e-5,
         },
         widest=1.0,  # NumPy's OpenBLAS uses 8 lanes even where a CPU has 16, on AMD's at least
     )
-    packing = CostModel(gathering, {"gathered": 3.5e-9, "call": 1.8e-6})
+    packing = CostModel(gathering, {"gathered": 3.5e-9, "call": 1e-5})
 
     def why_not(self, problem: ConvProblem) -> str | None:
         if "int" in problem.dtype:
@@ -273,8 +291,8 @@ class Im2col(CpuAlgorithm):
 
     def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:
         itemsize = named_dtype(problem.accumulator_dtype).itemsize
-        tiles = [_elements(piece, _tile(_tiled(piece), itemsize, workspace_limit)) for piece in lower(problem)]
-        return max(tiles, default=0) * itemsize * min(get_num_threads(), _SHARES)
+        most = max((_cut(piece, itemsize, workspace_limit).elements for piece in lower(problem)), default=0)
+        return most * itemsize * min(get_num_threads(), _SHARES)
 
     def plan(self, problem: ConvProblem, workspace_limit: int) -> Plan:
         return _Im2colPlan(problem, workspace_limit)

@@ -43,7 +43,7 @@ import numpy as np
 from fastconv.arrays import named_dtype
 from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.copying import prefetch
-from fastconv.cpu.costs import CostModel, Work
+from fastconv.cpu.costs import CostModel, Work, interleaving
 from fastconv.cpu.elements import CLIP, extremes
 from fastconv.cpu.implicit_gemm_cut import BLOCKING, Cut
 from fastconv.cpu.jit import TaskKernel, array, inline, integer, records
@@ -344,7 +344,8 @@ def _work(problem: ConvProblem) -> Iterable[Work]:
     for piece in lower(computed):
         tasks, counts = Cut(piece.flat or piece, computed).work
         widened = piece.batch * word_bytes(piece) // WORD.itemsize if words else 0
-        yield Work(tasks, {product if kind == "product" else kind: n for kind, n in counts.items()} | {"word": widened})
+        named = {product if kind == "product" else kind: n for kind, n in counts.items()}
+        yield Work(tasks, named | {"word": widened} | interleaving(problem, piece))
 
 
 def _packing(problem: ConvProblem) -> Iterable[Work]:
@@ -369,11 +370,11 @@ class ImplicitGemm(CpuAlgorithm):
         {
             "product": 2e-11, "integer product": 2.7e-11, "word product": 2.5e-11, "word": 1.4e-10, "tile": 1.8e-8,
             "staged": 2.9e-10, "run": 2.3e-9, "packed": 8e-11, "gathered": 3e-10, "transposed": 4e-10,
-            "row": 2.6e-9, "weight": 1.7e-10, "task": 8.4e-8, "call": 1e-5,
+            "line": 1.2e-8, "row": 2.6e-9, "weight": 1.7e-10, "task": 8.4e-8, "call": 1.15e-5,
         },
         frozenset({"product", "integer product", "word product"}),
     )  # fmt: skip
-    packing = CostModel(_packing, {"word": 2.4e-9, "arranged": 4.5e-10, "arranging": 1.3e-5, "call": 2e-6})
+    packing = CostModel(_packing, {"word": 2.4e-9, "arranged": 4.5e-10, "arranging": 1.6e-5, "call": 2e-6})
 
     def why_not(self, problem: ConvProblem) -> str | None:
         if problem.dtype.startswith("complex"):

@@ -178,9 +178,12 @@ class _Cut:
             "transformed": 0 if self.ahead else c.groups * outputs * self.lines,
         }
         counts = {kind: components * count for kind, count in counts.items()}
+        lines = [_ceil(n, self._group) for n in (c.in_channels, c.out_channels)]
+        rows = self._rows * int(block["blocks"][1]) * c.groups * (lines[0] * c.kernel[0] * blocks_o + lines[1])
         counts |= {
             "result": tiles * outputs * math.prod(self._outputs),
             "dilated": pixels * (self.lines * blocks_o + c.out_channels),
+            "row": rows,
             "task": self.tasks,
         }
         return Work(self.tasks, counts)
@@ -282,9 +285,9 @@ def _cuts(problem: ConvProblem, window: int) -> list[_Cut]:
 def _running(window: int) -> CostModel:
     rates = {
         4: {"product": 2.5e-11, "tile": 2.5e-8, "input": 1.6e-10, "weight": 8e-11, "transformed": 4.1e-10,
-            "result": 1e-9, "dilated": 8.4e-10, "task": 6.5e-7, "call": 1.1e-5},
+            "result": 1e-9, "dilated": 8.4e-10, "row": 2e-7, "task": 6.5e-7, "call": 1.5e-5},
         6: {"product": 2.5e-11, "tile": 9e-9, "input": 2.3e-10, "weight": 5.4e-11, "transformed": 2e-10,
-            "result": 1.6e-9, "dilated": 9e-10, "task": 7e-7, "call": 1.2e-5},
+            "result": 1.6e-9, "dilated": 9e-10, "row": 2.5e-7, "task": 7e-7, "call": 1.5e-5},
     }  # fmt: skip
     return CostModel(lambda problem: (cut.work for cut in _cuts(problem, window)), rates[window])
 
@@ -294,7 +297,7 @@ def _packing(window: int) -> CostModel:
         yield from gathering(problem)
         yield from (cut.packing for cut in _cuts(problem, window))
 
-    return CostModel(work, {"gathered": 3e-10, "arranged": 4.5e-10, "transformed": 4.5e-10, "call": 1e-5})
+    return CostModel(work, {"gathered": 3e-10, "arranged": 4.5e-10, "transformed": 4.5e-10, "call": 2e-5})
 
 
 class Winograd4(_Winograd):

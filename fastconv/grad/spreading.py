@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -39,10 +39,7 @@ def scatter(ndim: int, input_size: Any, indices: Any, grad_output: Any, data_for
         )
     if found.dtype != np.int64:
         raise TypeError(f"indices have dtype {found.dtype}: expected int64")
-    if gradient.dtype.kind == "c":
-        raise TypeError(f"grad_output has dtype {gradient.dtype}: expected a real one, as max pooling has")
-    names = "grad_output", "grad_output"
-    accumulator = named_dtype(DTYPES[compute_dtype(gradient.dtype, gradient.dtype, names)][1])
+    accumulator = _accumulator(gradient.dtype)
     flat = (math.prod(batch) * (1 if layout.channels_last else channels), -1, channels if layout.channels_last else 1)
     numbers, places, positions = gradient.reshape(flat), found.reshape(flat), math.prod(size)
     if kind.device == "gpu":
@@ -60,6 +57,14 @@ def scatter(ndim: int, input_size: Any, indices: Any, grad_output: Any, data_for
     if not inside:
         raise ValueError(f"indices reach from {found.min()} to {found.max()}: expected 0 to {positions - 1}")
     return kind.give(result.astype(gradient.dtype, copy=False).reshape(layout.join(batch, channels, size)))
+
+
+@cache
+def _accumulator(dtype: Any) -> np.dtype[Any]:
+    """The dtype in which numbers of another are added up."""
+    if dtype.kind == "c":
+        raise TypeError(f"grad_output has dtype {dtype}: expected a real one, as max pooling has")
+    return named_dtype(DTYPES[compute_dtype(dtype, dtype, ("grad_output", "grad_output"))][1])
 
 
 @at_home

@@ -37,6 +37,9 @@ from fastconv.machine import vector_bytes
 
 _VECTORS = 4  # accumulators at once
 
+#: Elements of a row of a window, from which on vectors along it take less time than to collect it from windows.
+LONG = 48
+
 
 @intrinsic
 def fold(typing_context, target, to, pace, source, begin, step, leaps, taps, length, divisor, root):  # type: ignore[no-untyped-def]
@@ -243,7 +246,7 @@ def _define_fold(module: ir.Module, number: ir.Type, kind: str, given: int) -> i
         windows.write(result, target, at, pace if apart.paced else None)
 
     gaps = builder.icmp_signed("!=", numbers[2], INDEX(itemsize(number)))
-    short = builder.icmp_signed("<", numbers[5], INDEX(lanes))
+    short = builder.icmp_signed("<", numbers[5], INDEX(LONG))
     near = builder.icmp_unsigned("<=", step, INDEX(2 * itemsize(number)))
     with builder.if_else(builder.or_(near, builder.or_(gaps, short))) as (across, along):
         with across:

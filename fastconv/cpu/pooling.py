@@ -28,7 +28,7 @@ import numpy as np
 from fastconv.arrays import named_dtype
 from fastconv.cpu.elements import load, store
 from fastconv.cpu.finding import find
-from fastconv.cpu.folding import fold
+from fastconv.cpu.folding import LONG, fold
 from fastconv.cpu.jit import HALF_FORMATS, TaskKernel, array, generic, inline, records
 from fastconv.cpu.rows import read_run, without_gaps
 from fastconv.pooling_problem import WINDOW, PoolProblem
@@ -413,7 +413,7 @@ def _is_separable(p: PoolProblem) -> bool:
     """Whether to read each row once for a line, and then windows of the line, takes fewer loads than whole windows."""
     depth, height, width = (axis.full for axis in p.axes)
     step = 1 if p.channels_last else abs(p.axes[2].stride)
-    load = {1: 1, 2: 3}.get(step, _LANES) if width < _LANES or p.axes[2].dilation > 1 else 1
+    load = {1: 1, 2: 3}.get(step, _LANES) if width < LONG or p.axes[2].dilation > 1 else 1
     lines = (depth * height + 1) * p.size[2] / max(p.out_size[2], 1) + width * load + 2
     return lines < depth * height * width * load
 

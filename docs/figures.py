@@ -311,10 +311,142 @@ def col2im() -> None:
     )
 
 
+def integers() -> None:
+    """Two planes of channels as one of words, and what one instruction does with words."""
+    planes, instruction = panels("two channels become a plane of words", "one instruction: products of words")
+    for c in range(2):
+        grid(planes, 1 + 1.2 * c, 2 + 1.4 * c, 6, 5, INPUT if c else SCRATCH, 1.1)
+    for row in range(5):
+        for column in range(6):
+            grid(planes, 13.5 + 1.6 * column, 2.6 + 1.6 * row, 1, 1, SCRATCH, 0.8)
+            grid(planes, 14.3 + 1.6 * column, 2.6 + 1.6 * row, 1, 1, INPUT, 0.8)
+    planes.annotate("", (13.2, 6), (9.4, 6), arrowprops={"arrowstyle": "->", "color": "#c51b1b"})
+    note(planes, 12, 12.6, "int8, widened to int16: the even channel low, the odd one high")
+
+    for lane in range(4):
+        left = 6.4 + 3.6 * lane
+        for y, colours in ((2, (WEIGHT, "#fdd0a2")), (4.6, (SCRATCH, INPUT))):
+            for half, colour in enumerate(colours):
+                grid(instruction, left + 1.4 * half, y, 1, 1, colour, 1.4)
+        grid(instruction, left + 0.2, 8, 1, 1, OUTPUT, 2.4)
+        for half in range(2):
+            instruction.annotate(
+                "",
+                (left + 1.4, 7.9),
+                (left + 0.7 + 1.4 * half, 6.1),
+                arrowprops={"arrowstyle": "->", "color": "#c51b1b"},
+            )
+    note(instruction, 6, 2.7, "weights of\n4 outputs", "right")
+    note(instruction, 6, 5.3, "one word,\nbroadcast", "right")
+    note(instruction, 6, 9.2, "sums,\nint32", "right")
+    note(instruction, 12, 12.6, "each lane adds two products: low by low and high by high")
+
+
+def parts() -> None:
+    """The weight of the real convolution."""
+    (product,) = panels("a complex convolution is a real one of twice the channels")
+    for i in range(2):
+        for j in range(2):
+            colour = WEIGHT if i == j else "#fdd0a2"
+            grid(product, 7 + 3 * j, 2.5 + 3 * i, 3, 3, colour, 1)
+            note(product, 8.5 + 3 * j, 4 + 3 * i, ("re w", "-im w", "im w", "re w")[2 * i + j], fontsize=7)
+        grid(product, 1.5, 2.5 + 3 * i, 3, 3, OUTPUT, 1)
+        note(product, 3, 4 + 3 * i, ("re y", "im y")[i], fontsize=7)
+        grid(product, 15, 2.5 + 3 * i, 7, 3, INPUT, 1)
+        note(product, 18.5, 4 + 3 * i, ("re x", "im x")[i], fontsize=7)
+    note(product, 5.8, 5.5, "=", fontsize=12)
+    note(product, 14, 5.5, "*", fontsize=12)
+    note(
+        product,
+        12,
+        11,
+        "real parts of all channels before the imaginary ones;\nany algorithm for real numbers computes it",
+    )
+
+
+def rows() -> None:
+    """Rows of a weight that are read side by side."""
+    (stream,) = panels("row_products: six rows, two images")
+    for row in range(6):
+        grid(stream, 7, 4.4 + 1.1 * row, 14, 1, EMPTY, 1.1)
+        grid(stream, 7, 4.4 + 1.1 * row, 3, 1, WEIGHT, 1.1)
+        grid(stream, 7 + 7 * 1.1, 4.4 + 1.1 * row, 1, 1, SCRATCH, 1.1)
+        grid(stream, 1.5, 4.4 + 1.1 * row, 2, 1, OUTPUT, 1.1)
+    for image in range(2):
+        grid(stream, 7, 1.2 + 1.1 * image, 14, 1, INPUT, 1.1)
+    frame(stream, 7, 1.2, 3.3, 2.2)
+    frame(stream, 7, 4.4, 3.3, 6.6)
+    note(stream, 6.6, 2.3, "images", "right")
+    note(stream, 2.6, 3.6, "sums")
+    note(
+        stream,
+        12,
+        12.6,
+        "outlined: what is multiplied; violet: the lines that are asked for,\n256 bytes ahead in each row",
+    )
+
+
+def weight_gradient() -> None:
+    """A step of the sum over positions, and the tile of taps by outputs."""
+    step, tile = panels("a step: some rows of one image", "the register tile")
+    for c in range(3):
+        grid(step, 5.4 - 1.6 * c, 1 + 1.3 * c, 8, 6, EMPTY, 1.1)
+        grid(step, 5.4 - 1.6 * c, 2.1 + 1.3 * c, 8, 4, INPUT, 1.1)
+        grid(step, 19 - 1.6 * c, 1 + 1.3 * c, 6, 6, EMPTY, 0.8)
+        grid(step, 19 - 1.6 * c, 2.6 + 1.3 * c, 6, 2, OUTPUT, 0.8)
+    note(step, 7, 12.4, "x: the window of the step,\nstaged once for all taps")
+    note(step, 19, 12.4, "dy: up to 288 positions,\nturned to (t, o)")
+
+    height, lanes = 6, 5
+    for v in range(2):
+        left = 8 + v * (lanes + 0.5) * 1.2
+        grid(tile, left, 1.6, lanes, 1, OUTPUT, 1.2)
+        grid(tile, left, 3.8, lanes, height, WEIGHT, 1.2)
+    grid(tile, 5.8, 3.8, 1, height, INPUT, 1.2)
+    note(tile, 14.3, 0.7, "dy of one position, for 2 vectors of output channels")
+    note(tile, 5.4, 7.4, "x of six\n(c, kh, kw),\na broadcast\neach", "right")
+    note(tile, 12, 12.6, "sums dw[(c, k), o] stay in registers\nwhile the positions of the step go by")
+
+
+def depthwise_weight_gradient() -> None:
+    """A run of three taps, of which each has a sum."""
+    planes, tile = panels("a tap is a dot product of two planes", "a run of three taps")
+    grid(planes, 1, 1, 9, 9, EMPTY)
+    grid(planes, 2, 2, 7, 7, INPUT)
+    for i in range(2):
+        frame(planes, 1 + 1.07 * i, 1 + 1.07 * i, 7, 7)
+    grid(planes, 14, 2, 7, 7, OUTPUT)
+    note(planes, 5.5, 11.2, "x, staged")
+    note(planes, 17.5, 11.2, "dy, where it lies")
+    note(planes, 12, 13, "outlined: what taps 0,0 and 1,1 of a 3 x 3 kernel meet")
+
+    lanes = 4
+    grid(tile, 2.4, 6, lanes, 1, INPUT, 1.2)
+    frame(tile, 2.4, 6, lanes * 1.2, 1.2)
+    for row in range(3):
+        y = 3 + 3 * row
+        grid(tile, 9.6, y, lanes, 1, OUTPUT, 1.2)
+        grid(tile, 17.6, y, lanes, 1, WEIGHT, 1.2)
+        tile.annotate("", (9.5, y + 0.6), (7.3, 6.6), arrowprops={"arrowstyle": "->", "color": "#c51b1b"})
+        tile.annotate("", (17.5, y + 0.6), (14.5, y + 0.6), arrowprops={"arrowstyle": "->", "color": "#c51b1b"})
+        note(tile, 12, y - 0.6, f"row {('r', 'r - 1', 'r - 2')[row]} of dy", fontsize=7)
+        note(tile, 20, y - 0.6, f"sum of tap {row}", fontsize=7)
+    note(tile, 4.8, 5.2, "row r of x", fontsize=7)
+    note(
+        tile,
+        12,
+        12.4,
+        "rows of dy stay in registers and each meets three rows of x;\nlanes are added up at the end of a task",
+    )
+
+
 FIGURES = {
     figure.__name__: figure
-    for figure in (direct, implicit_gemm, im2col, fft, winograd, space_to_depth, depthwise, col2im)
-}
+    for figure in (
+        direct, implicit_gemm, integers, im2col, rows, fft, winograd, space_to_depth, depthwise,
+        depthwise_weight_gradient, col2im, weight_gradient, parts,
+    )
+}  # fmt: skip
 
 
 def main() -> None:

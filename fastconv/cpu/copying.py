@@ -7,7 +7,7 @@ left, a vector of half, a quarter, … of the lanes: 7 elements are 4 + 2 + 1. N
 On the way a row may be *split*, ``target[part][i] = source[i * parts + part]``, so that what a stride of 2 or 4 reads
 lies side by side: of that many vectors, loaded as one, every second or fourth element is stored. Or it may be *dealt*:
 its vectors go to places a slot apart. Or 2 or 4 rows are *woven* into one, ``target[i * parts + part] =
-source[part][i]``, which undoes a split.
+source[part][i]``, which undoes a split. What is copied, split or dealt may be converted, too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from fastconv.cpu.conversion import Conversion, conversions
 from fastconv.cpu.emitting import (
     BYTE,
     INDEX,
@@ -50,15 +51,17 @@ def by_number(lanes: int, parts: int) -> list[int]:
     return [i for part in range(parts) for i in range(part, lanes, parts)]
 
 
-def define_copy(module: ir.Module, number: ir.Type, parts: int, dealt: int = 0) -> ir.Function:
+def _define_copy(
+    module: ir.Module, source_number: ir.Type, number: ir.Type, conversion: Conversion, parts: int, dealt: int
+) -> ir.Function:
     """The function (target, apart, slot, pitch, source, leap, stride, planes, rows, length); steps are in bytes.
 
     The targets of the parts lie `apart`. Or the row is `dealt` in groups of so many: then its vectors do.
     """
-    size = itemsize(number)
-    lanes = vector_bytes() // size
+    size, source_size = itemsize(number), itemsize(source_number)
+    lanes = vector_bytes() // max(size, source_size)
     function, known = define(
-        module, f"fastconv_copy_{number}_{lanes}_{parts}_{dealt}",
+        module, f"fastconv_copy_{source_number}_{number}_{conversion.name}_{lanes}_{parts}_{dealt}",
         [POINTER, INDEX, INDEX, INDEX, POINTER, INDEX, INDEX, INDEX, INDEX, INDEX],
     )  # fmt: skip
     if known:
@@ -72,7 +75,9 @@ def define_copy(module: ir.Module, number: ir.Type, parts: int, dealt: int = 0) 
 
         def copy(at: ir.Value, count: int) -> None:
             """Elements `at` to `at + count`; `at` is a multiple of `parts`."""
-            values = builder.load(moved(builder, start, at, number), align=size, typ=ir.VectorType(number, count))
+            vector = ir.VectorType(source_number, count)
+            values = builder.load(moved(builder, start, at, source_number), align=source_size, typ=vector)
+            values = conversion.emit(builder, values)
             if dealt:
                 place = moved(builder, to, builder.mul(apart, builder.udiv(at, INDEX(lanes))), BYTE)
                 if count == lanes or dealt == 1:
@@ -185,14 +190,24 @@ def _define_gather(module: ir.Module, number: ir.Type) -> ir.Function:
     return function
 
 
-def _passed(context: Any, builder: ir.IRBuilder, kinds: Any, arguments: Any) -> tuple[ir.Type, tuple[ir.Value, ...]]:
-    """What the function of :func:`define_copy` takes, for the arguments of :func:`split_planes` but for the last."""
+def _copy(
+    context: Any, builder: ir.IRBuilder, kinds: Any, arguments: Any, half: ir.Value, parts: int, dealt: int = 0
+) -> None:  # fmt: skip
+    """Call the function of :func:`_define_copy` with the arguments of :func:`split_planes`, but for the last two."""
     target, first, apart, slot, pitch, source, begin, *bytes_and_counts = arguments
-    number = context.get_data_type(kinds[0].dtype)
+    source_number, number = (context.get_data_type(kind.dtype) for kind in reversed(kinds))
     to = data_of(context, builder, kinds[0], target, number, first)
     from_ = data_of(context, builder, kinds[1], source, BYTE, begin)
     steps = [builder.mul(step, INDEX(itemsize(number))) for step in (apart, slot, pitch)]
-    return number, (to, *steps, from_, *bytes_and_counts)
+    functions = {
+        code: _define_copy(builder.module, source_number, number, conversion, parts, dealt)
+        for code, conversion in conversions(kinds[1].dtype, kinds[0].dtype).items()
+    }
+    passed = to, *steps, from_, *bytes_and_counts
+    if len(functions) == 1:
+        builder.call(functions[0], passed)
+    else:
+        call_chosen(builder, half, functions, passed)
 
 
 @intrinsic
@@ -205,17 +220,34 @@ def copy_planes(  # type: ignore[no-untyped-def]
     """
     from numba import types
 
+    assert target.dtype == source.dtype
+
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        number, passed = _passed(context, builder, (target, source), (*arguments[:2], INDEX(0), *arguments[2:]))
-        builder.call(define_copy(builder.module, number, 1), passed)
+        passed = *arguments[:2], INDEX(0), *arguments[2:]
+        _copy(context, builder, (target, source), passed, INDEX(0), 1)
         return context.get_dummy_value()
 
     return types.void(target, first, slot, pitch, source, begin, leap, stride, planes, rows, length), generate
 
 
 @intrinsic
+def convert_planes(  # type: ignore[no-untyped-def]
+    typing_context, target, first, slot, pitch, source, begin, leap, stride, planes, rows, length, half
+):
+    """The same from one dtype to another, where `half` is the code of the half type that either may be."""
+    from numba import types
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        passed = *arguments[:2], INDEX(0), *arguments[2:-1]
+        _copy(context, builder, (target, source), passed, arguments[-1], 1)
+        return context.get_dummy_value()
+
+    return types.void(target, first, slot, pitch, source, begin, leap, stride, planes, rows, length, half), generate
+
+
+@intrinsic
 def split_planes(  # type: ignore[no-untyped-def]
-    typing_context, target, first, apart, slot, pitch, source, begin, leap, stride, planes, rows, length, parts
+    typing_context, target, first, apart, slot, pitch, source, begin, leap, stride, planes, rows, length, parts, half
 ):
     """The same, but elements k, k + parts, … of a row go to ``first + k * apart + …``, for each k.
 
@@ -224,12 +256,19 @@ def split_planes(  # type: ignore[no-untyped-def]
     from numba import types
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        number, passed = _passed(context, builder, (target, source), arguments[:-1])
-        call_chosen(builder, arguments[-1], {n: define_copy(builder.module, number, n) for n in SPLITS}, passed)
+        done = builder.append_basic_block("split.done")
+        switch = builder.switch(arguments[-2], done)
+        for parts in SPLITS:
+            case = builder.append_basic_block(f"split.{parts}")
+            switch.add_case(INDEX(parts), case)
+            builder.position_at_end(case)
+            _copy(context, builder, (target, source), arguments[:-2], arguments[-1], parts)
+            builder.branch(done)
+        builder.position_at_end(done)
         return context.get_dummy_value()
 
     return (
-        types.void(target, first, apart, slot, pitch, source, begin, leap, stride, planes, rows, length, parts),
+        types.void(target, first, apart, slot, pitch, source, begin, leap, stride, planes, rows, length, parts, half),
         generate,
     )
 
@@ -278,8 +317,8 @@ def weave_planes(  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def deal_pixels(typing_context, target, first, slot, pitch, source, begin, stride, pixels, length, like):  # type: ignore[no-untyped-def]
-    """Vector v of pixel p goes to ``first + v * slot + p * pitch``, in the order of :func:`by_number`.
+def deal_pixels(typing_context, target, first, slot, pitch, source, begin, stride, pixels, length, half, like):  # type: ignore[no-untyped-def]
+    """Vector v of pixel p goes to ``first + v * slot + p * pitch``, in the order of :func:`by_number`, converted.
 
     Pixels are `length` elements from ``begin + p * stride`` bytes on, in groups of :func:`parts_of` `like`.
     """
@@ -290,11 +329,10 @@ def deal_pixels(typing_context, target, first, slot, pitch, source, begin, strid
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         to, places, source, rows, pixels = arguments[0], arguments[1:4], arguments[4:6], arguments[6], arguments[7:9]
         passed = to, places[0], places[1], INDEX(0), places[2], *source, INDEX(0), rows, INDEX(1), *pixels
-        number, passed = _passed(context, builder, (signature.args[0], signature.args[4]), passed)
-        builder.call(define_copy(builder.module, number, 1, parts), passed)
+        _copy(context, builder, (signature.args[0], signature.args[4]), passed, arguments[9], 1, parts)
         return context.get_dummy_value()
 
-    return types.void(target, first, slot, pitch, source, begin, stride, pixels, length, like), generate
+    return types.void(target, first, slot, pitch, source, begin, stride, pixels, length, half, like), generate
 
 
 @intrinsic

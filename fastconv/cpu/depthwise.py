@@ -136,12 +136,11 @@ def _work(problem: ConvProblem) -> Iterable[Work]:
     pixels = _parts(problem) > 0
     contiguous = pixels == problem.channels_last
     longest = math.inf if pixels else 2  # step of what is read in vectors
-    if problem.dtype != problem.accumulator_dtype:
-        longest = 1 if "int" in problem.dtype and not pixels else 0  # LLVM widens rows of integers
-    plain = contiguous and problem.result_dtype == problem.accumulator_dtype and problem.activation.code <= CLIP
+    plain = contiguous and problem.activation.code <= CLIP
+    woven = SPLITS if problem.result_dtype == problem.accumulator_dtype else ()
     for piece, cut in zip(_phases(problem), _cuts(problem), strict=True):
         in_vectors = contiguous and piece.padding_mode == "zeros" and piece.stride[2] <= longest
-        in_place = plain and not problem.residual and (pixels or piece.grid[1] in (1, *SPLITS))
+        in_place = plain and not problem.residual and (pixels or piece.grid[1] in (1, *woven))
         counts = cut.counted | {
             "read": 0 if in_vectors else cut.counted["staged"],  # element by element, like those written
             "written": 0 if in_place else cut.counted["result"],

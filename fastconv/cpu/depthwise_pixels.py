@@ -8,7 +8,7 @@ them, and spreads it over the lanes of the outputs that read it.
 
 from __future__ import annotations
 
-from fastconv.cpu.copying import copy_planes, deal_pixels
+from fastconv.cpu.copying import convert_planes, copy_planes, deal_pixels
 from fastconv.cpu.depthwise_cut import task_of
 from fastconv.cpu.depthwise_tile import convolve_strip
 from fastconv.cpu.elements import CLIP, load, resolve
@@ -24,7 +24,7 @@ def stage_pixels(  # type: ignore[no-untyped-def]
     mode, lanes, inner = geo.padding_mode, block.lanes, geo.in_channels
     low_h, high_h = inside(start_h, 1, geo.size[1], rows)
     low_w, high_w = inside(start_w, 1, geo.size[2], columns)
-    in_vectors = mode == 0 and x.itemsize == scratch.itemsize and x.strides[1] == inner * x.itemsize
+    in_vectors = mode == 0 and x.strides[1] == inner * x.itemsize
     in_vectors = in_vectors and (inner == 1 or x.strides[2] == x.itemsize)
     lane = first * lanes
     here = min(slots * lanes, geo.groups - lane)
@@ -35,7 +35,8 @@ def stage_pixels(  # type: ignore[no-untyped-def]
             for h in range(low_h, high_h if source_d >= 0 else low_h):
                 deal_pixels(
                     scratch, kd * block.plane + h * block.row + low_w * block.pixel, slot, block.pixel, x,
-                    corner + source_d * x.strides[3] + h * x.strides[4], x.strides[5], high_w - low_w, here, weights,
+                    corner + source_d * x.strides[3] + h * x.strides[4], x.strides[5], high_w - low_w, here, half,
+                    weights,
                 )  # fmt: skip
             continue
         for h in range(rows):
@@ -61,7 +62,8 @@ def convolve_pixels(  # type: ignore[no-untyped-def]
     slot, pitch = strips[0].slot, strips[0].pitch
     taps = weights.shape[1]
     clipped = activation == CLIP
-    in_place = residual.shape[0] == 0 and activation <= CLIP and half == 0 and y.strides[1] == y.itemsize
+    in_vectors = residual.shape[0] == 0 and activation <= CLIP and y.strides[1] == y.itemsize
+    in_place = in_vectors and half == 0
     y_pitch, y_step = (y.strides[5], y.strides[4]) if block.along else (y.strides[4], y.strides[5])
     known = -1
     for task in range(first, last):
@@ -96,13 +98,13 @@ def convolve_pixels(  # type: ignore[no-untyped-def]
                 convolve_strip(
                     scratch, sums * size, 0, block.sums_pitch * size, block.sums_step * size, scratch,
                     i * slot + r * pitch, 1, across, strips, 0, table, weights, (slot_first + i) * taps * lanes,
-                    scratch, block.bias, parameters, clipped and in_place,
+                    scratch, block.bias, parameters, clipped and in_vectors,
                 )  # fmt: skip
-                if in_place:
-                    copy_planes(
-                        y, (corner + i * lanes * size + r * y_pitch) // size, y_pitch // size, y_step // size, scratch,
-                        sums * size, block.sums_pitch * size, block.sums_step * size, min(height, down - r), across,
-                        here,
+                if in_vectors:
+                    convert_planes(
+                        y, (corner + i * lanes * y.itemsize + r * y_pitch) // y.itemsize, y_pitch // y.itemsize,
+                        y_step // y.itemsize, scratch, sums * size, block.sums_pitch * size, block.sums_step * size,
+                        min(height, down - r), across, here, half,
                     )  # fmt: skip
                     continue
                 for row in range(min(height, down - r)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastconv.cpu.copying import copy_planes, split_planes, weave_planes
+from fastconv.cpu.copying import convert_planes, split_planes, weave_planes
 from fastconv.cpu.depthwise_cut import task_of
 from fastconv.cpu.depthwise_tile import convolve_strip
 from fastconv.cpu.elements import CLIP, resolve
@@ -18,7 +18,7 @@ def stage_planes(  # type: ignore[no-untyped-def]
     mode, step = geo.padding_mode, geo.stride[2]
     low_h, high_h = inside(start_h, 1, geo.size[1], rows)
     low_w, high_w = inside(start_w, 1, geo.size[2], columns)
-    in_vectors = mode == 0 and step <= 2 and x.itemsize == scratch.itemsize and x.strides[5] == x.itemsize
+    in_vectors = mode == 0 and step <= 2 and x.strides[5] == x.itemsize
     corner = n * x.strides[0] + (start_h + low_h) * x.strides[4] + (start_w + low_w) * x.strides[5]
     to = low_h * block.row + low_w % step * block.part + low_w // step
     other = low_h * block.row + (low_w + 1) % step * block.part + (low_w + 1) // step
@@ -29,14 +29,14 @@ def stage_planes(  # type: ignore[no-untyped-def]
             if in_vectors and source_d >= 0:
                 begin = corner + first * x.strides[1] + c * x.strides[2] + source_d * x.strides[3]
                 if step == 1:
-                    copy_planes(
+                    convert_planes(
                         scratch, plane + to, slot, block.row, x, begin, x.strides[1], x.strides[4], groups,
-                        high_h - low_h, high_w - low_w,
+                        high_h - low_h, high_w - low_w, half,
                     )  # fmt: skip
                 else:
                     split_planes(
                         scratch, plane + to, other - to, slot, block.row, x, begin, x.strides[1], x.strides[4],
-                        groups, high_h - low_h, high_w - low_w, 2,
+                        groups, high_h - low_h, high_w - low_w, 2, half,
                     )  # fmt: skip
             elif not in_vectors:
                 for i in range(groups):
@@ -59,12 +59,13 @@ def convolve_planes(  # type: ignore[no-untyped-def]
     geo, block = geometry[0], blocking[0]
     lanes, height, pitch, step = block.lanes, strips[0].height, strips[0].pitch, strips[0].step
     size, high, wide = scratch.itemsize, block.grid[0], block.grid[1]
-    finished = residual.shape[0] == 0 and activation <= CLIP and half == 0 and y.strides[5] == y.itemsize
-    in_place = finished and wide == 1
-    woven = finished and (wide == 2 or wide == 4)
-    clipped = activation == CLIP and (in_place or woven)
+    finished = residual.shape[0] == 0 and activation <= CLIP and y.strides[5] == y.itemsize
+    in_vectors = finished and wide == 1
+    in_place = in_vectors and half == 0
+    woven = finished and half == 0 and (wide == 2 or wide == 4)
+    clipped = activation == CLIP and (in_vectors or woven)
     y_row, line = high * y.strides[4], block.sums_step if block.along else block.sums_pitch
-    y_pitch, y_step = (lanes * size, y_row) if block.along else (y_row, lanes * size)
+    y_pitch, y_step = (lanes * y.itemsize, y_row) if block.along else (y_row, lanes * y.itemsize)
     known = -1
     for task in range(first, last):
         place, n, g_first, groups, d, h, w, rows, columns = task_of(task, geo, block)
@@ -109,13 +110,14 @@ def convolve_planes(  # type: ignore[no-untyped-def]
                                 block.sums_step * size, scratch, r * pitch + direct * step, groups, across - direct,
                                 strips, strip, table, weights, tap, bias, bias_at, parameters, clipped,
                             )  # fmt: skip
-                            if in_place:
+                            if in_vectors:
                                 left, length = min(height, down - r), columns - direct * lanes
                                 if block.along:
                                     left, length = across, min(height * lanes, columns - r * lanes)
-                                copy_planes(
-                                    y, (to + direct * y_step) // size, y.strides[1] // size, y_row // size, scratch,
-                                    sums * size, block.sums_slot * size, line * size, groups, left, length,
+                                convert_planes(
+                                    y, (to + direct * y_step) // y.itemsize, y.strides[1] // y.itemsize,
+                                    y_row // y.itemsize, scratch, sums * size, block.sums_slot * size, line * size,
+                                    groups, left, length, half,
                                 )  # fmt: skip
                 if woven:
                     weave_planes(
@@ -123,7 +125,7 @@ def convolve_planes(  # type: ignore[no-untyped-def]
                         block.sums * size, block.sums_phase * size, block.sums_slot * size, line * size, groups, here,
                         ends - w * wide, wide,
                     )  # fmt: skip
-                if in_place or woven:
+                if in_vectors or woven:
                     continue
                 for j in range(wide):
                     length = (ends - j + wide - 1) // wide - w

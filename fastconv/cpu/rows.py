@@ -153,7 +153,7 @@ def _split_run(row: Any, first: Any, parts: Any, out: Any, *arguments: Any) -> A
         if parts not in SPLITS or row.strides[0] != row.itemsize:
             return False
         at = (first + begin * parts) * row.itemsize
-        split_planes(out, begin, pitch, 0, 0, row, at, 0, 0, 1, 1, (end - begin) * parts, parts)
+        split_planes(out, begin, pitch, 0, 0, row, at, 0, 0, 1, 1, (end - begin) * parts, parts, 0)
         return True
 
     return split

@@ -86,7 +86,7 @@ def _emit_tile(
 
     starts = [spread(moved(builder, start, i, number)) for i in range(channels)]
     initial = {(i, v): starts[i] for i in range(channels) for v in range(width)}
-    totals = sum_of_products(builder, taps, initial, operands)
+    totals = sum_of_products(builder, INDEX(0), taps, initial, operands)
     limit, write = builder.append_basic_block("tile.limit"), builder.append_basic_block("tile.write")
     summed = builder.block
     builder.cbranch(builder.icmp_unsigned("==", bounds, POINTER(None)), write, limit)

@@ -42,15 +42,13 @@ import numpy as np
 
 from fastconv.arrays import named_dtype
 from fastconv.cpu.algorithm import CpuAlgorithm
-from fastconv.cpu.copying import prefetch
 from fastconv.cpu.costs import CostModel, Work, interleaving
 from fastconv.cpu.elements import CLIP, extremes
 from fastconv.cpu.implicit_gemm_cut import BLOCKING, Cut
 from fastconv.cpu.jit import TaskKernel, array, inline, integer, records
-from fastconv.cpu.microkernel import TILE_VECTORS, complete_pixels
+from fastconv.cpu.microkernel import AHEAD, TILE_VECTORS, complete_pixels
 from fastconv.cpu.pairs import SMALL, WORD, Words, images_at_once, paired, word_bytes
 from fastconv.cpu.panels import flat_memory, pack_panels
-from fastconv.cpu.parallel import CACHE_LINE
 from fastconv.cpu.plan import PiecewisePlan
 from fastconv.cpu.rows import add_row, write_row
 from fastconv.cpu.staging import stage
@@ -60,6 +58,8 @@ from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.problem import ConvProblem
 from fastconv.registry import Plan, register
 from fastconv.settings import USUAL_WORKSPACE, get_num_threads
+
+_NEAR = 256 << 10  # bytes of weights that stay in L2; others are asked for before they are multiplied
 
 
 class _Task(NamedTuple):
@@ -203,10 +203,12 @@ def _multiply(  # type: ignore[no-untyped-def]
     else:
         across, along, numbers, vectors = task.channels, pixels, lines, flat
         widest, numbers_at = block.tile[1], lines_at
-    all_taps, line = geo.in_channels * volume, CACHE_LINE // weights.itemsize
+    all_taps = geo.in_channels * volume
     base = task.g * weights.shape[1] + task.o * all_taps
-    vectors_at = ahead = share = 0
     tiles = -(-along // block.tile[0])
+    vectors_at = ahead = share = 0
+    if not block.across_pixels and (tiles == 1 or weights.shape[0] * weights.shape[1] * weights.itemsize > _NEAR):
+        share = -(-widest * weights.itemsize // tiles)  # bytes, for each tap of a tile
     least_rows, larger_tiles = along // tiles, along % tiles  # tiles differ by no more than a row
 
     for v_first in range(0, across, widest * block.group):
@@ -221,28 +223,29 @@ def _multiply(  # type: ignore[no-untyped-def]
         else:
             wide = min(-(-(across - v_first) // lanes) * lanes, widest)
             vectors_at = base + v_first * all_taps + c_first * volume * wide
-            # Weights that come next are brought while these are multiplied, some lines for each tile.
+            # Weights that come next are brought while these are multiplied.
             if v_last < across:
                 ahead = vectors_at + (v_last - v_first) * all_taps
             elif c_first + inputs < geo.in_channels:
                 ahead = base + (c_first + inputs) * volume * widest
             else:
                 ahead = base + task.channels * all_taps
-            share = -(-taps * widest // along) if tiles > 1 else 0
+            if tiles == 1:  # then these are: they are used once
+                ahead = vectors_at + AHEAD // weights.itemsize
         row = 0
         for tile in range(tiles):
             rows = least_rows + (tile < larger_tiles)
-            for i in range(ahead + row * share, ahead + (row + rows) * share, line):
-                prefetch(flat, i)
             v = v_first
             while v < v_last:
                 wide = min(-(-(across - v) // lanes) * lanes, widest)
                 side_by_side = max((v_last - v) // widest, 1)
+                before = (tile * (v_last - v_first) + v - v_first) // widest * taps
                 complete_pixels(
                     end.memory, end.at + row * end.pitch + min(v, end.length - wide), end.pitch, memory,
                     begin.at + row * begin.pitch + v * begin.column, begin.pitch, begin.step, begin.column, numbers,
                     numbers_at, rows_at, row, taps_at, taps, vectors, vectors_at + (v - v_first) * taps, rows,
                     wide // lanes, side_by_side, end.least, end.most,
+                    ahead + before * share // weights.itemsize, share,
                 )  # fmt: skip
                 v += side_by_side * widest
             row += rows

@@ -26,6 +26,7 @@ _PIXELS = 256  # of a task
 _SEEN = 40 << 10  # elements of the input between its first pixel and its last: they stay in L2 for all outputs
 _PANELS = 1 << 14  # elements of the panels between which a tile's weights stay in L1
 _WEIGHTS = 20 << 10  # bytes of weights that stay in L1: their tiles are multiplied side by side
+_PRODUCTS = 512  # of an element that is staged: with fewer, staging is a good part of the time
 _SUMS = 64 << 10  # sums of a task, over all its channels, which share what was staged
 
 _LEAST_VECTORS = 4  # pixels across the vector must be worth so many
@@ -157,8 +158,13 @@ class Cut:
         return np.arange(block["channels"]) * steps[1], grid((block["inputs"], *c.kernel), tuple(steps[2:]))
 
     def _channels(self, out_channels: int, spatial: int, pixels: int) -> int:
-        """Output channels of a task: whole tiles, as many as share the staging without leaving threads idle."""
-        wanted = min(_SUMS // pixels, -(-out_channels * spatial // (2 * available_cores())))
+        """Output channels of a task: whole tiles, as many as share the staging without leaving threads idle.
+
+        Each core gets two tasks, lest one wait long for another; or one, where more staging would cost more than that.
+        """
+        c, each = self._correlation, out_channels * spatial / available_cores()
+        worth = 0 if self._readable else _PRODUCTS * math.prod(c.stride) / max(math.prod(c.kernel), 1)
+        wanted = min(_SUMS // pixels, math.ceil(min(max(each / 2, worth), each)))
         wanted = -(-max(wanted, 1) // self.tile) * self.tile
         blocks = -(-out_channels // wanted)
         return max(min(-(-out_channels // blocks // self.tile) * self.tile if blocks else 1, max(out_channels, 1)), 1)

@@ -22,6 +22,7 @@ import numpy as np
 from llvmlite import ir
 
 from fastconv.cpu.emitting import (
+    BYTE,
     INDEX,
     LANE,
     POINTER,
@@ -41,7 +42,7 @@ from fastconv.machine import vector_bytes
 TILE_VECTORS = 2
 
 _FEW_PIXELS = 2  # of a tile that is bound by how fast its weights come, which it uses so often
-_AHEAD = 2048  # bytes: how far ahead it asks for them
+AHEAD = 2048  # bytes: how far ahead it asks for them
 
 #: Emits ``a * b + c`` of vectors.
 Combine = Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value], ir.Value]
@@ -138,7 +139,7 @@ def _emit_tile(
         )
 
     start = {at: builder.load(place, align=align, typ=vector) for at, place in places.items()}
-    for at, total in sum_of_products(builder, taps, start, operands).items():
+    for at, total in sum_of_products(builder, INDEX(0), taps, start, operands).items():
         builder.store(total, places[at], align=align)
 
 
@@ -163,18 +164,19 @@ def multiply_add_pairs(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Va
 
 def sum_of_products(
     builder: ir.IRBuilder,
-    taps: ir.Value,
+    begin: ir.Value,
+    end: ir.Value,
     start: dict[tuple[int, int], ir.Value],
     operands: Callable[[ir.Value], tuple[list[ir.Value], list[ir.Value]]],
     combine: Combine = multiply_add,
 ) -> dict[tuple[int, int], ir.Value]:
-    """Sums ``start[i, v] + sum over t < taps of scalar[i] * vector[v]``, where `operands(t)` says where those lie."""
+    """Sums ``start[i, v] + sum over begin <= t < end of scalar[i] * vector[v]``; `operands(t)` says where those lie."""
     from numba.core import cgutils
 
     vector = next(iter(start.values())).type
     number, align = vector.element, itemsize(vector.element)
     held = {at: cgutils.alloca_once_value(builder, value) for at, value in start.items()}  # LLVM: in registers
-    with counted(builder, INDEX(0), taps) as t:
+    with counted(builder, begin, end) as t:
         scalars, vectors = operands(t)
         values = [builder.load(place, align=align, typ=vector) for place in vectors]
         for i, place in enumerate(scalars):
@@ -213,10 +215,10 @@ def _define_pixels(
     """The function for one shape of tile.
 
     Its arguments: (sums, pitch, start, start pitch, lines, places, offsets, taps, weights); if `complete`, also
-    (start step, start column, tiles, least, most).
+    (start step, start column, tiles, least, most, ahead, ahead step).
     """
     kinds = [POINTER, INDEX, POINTER, INDEX, POINTER, POINTER, POINTER, INDEX, POINTER]
-    kinds += [INDEX, INDEX, INDEX, number, number] if complete else []
+    kinds += [INDEX, INDEX, INDEX, number, number, POINTER, INDEX] if complete else []
     name = f"fastconv_pixels_{number}_{lanes}_{pixels}_{vectors}_{complete}_{combine.__name__}"
     function, there = define(module, name, kinds)
     if there:
@@ -230,10 +232,12 @@ def _define_pixels(
     ]
     if not complete:
         ends = sums, pitch, start, start_pitch, INDEX(lanes)
-        _emit_pixels(builder, ends, bases, offsets, taps, weights, vector, vectors, [], combine)
+        row = vectors * lanes * itemsize(number)
+        coming = moved(builder, weights, AHEAD, BYTE), INDEX(row if pixels <= _FEW_PIXELS else 0)
+        _emit_pixels(builder, ends, bases, offsets, taps, weights, vector, vectors, [], coming, combine)
         builder.ret_void()
         return function
-    start_step, start_column, tiles, *limits = others
+    start_step, start_column, tiles, *limits, ahead, ahead_step = others
     with counted(builder, INDEX(0), tiles) as tile:
         at = builder.mul(tile, INDEX(vectors * lanes))
         ends = (
@@ -241,28 +245,37 @@ def _define_pixels(
             moved(builder, start, builder.mul(at, start_column), number), start_pitch, start_step,
         )  # fmt: skip
         row = moved(builder, weights, builder.mul(at, taps), number)
-        _emit_pixels(builder, ends, bases, offsets, taps, row, vector, vectors, limits, combine)
+        share = builder.mul(builder.mul(tile, taps), ahead_step)
+        coming = moved(builder, ahead, share, BYTE), ahead_step
+        _emit_pixels(builder, ends, bases, offsets, taps, row, vector, vectors, limits, coming, combine)
     builder.ret_void()
     return function
 
 
 def _emit_pixels(
     builder: ir.IRBuilder, ends: tuple[ir.Value, ...], bases: list[ir.Value], offsets: ir.Value, taps: ir.Value,
-    weights: ir.Value, vector: ir.Type, vectors: int, limits: list[ir.Value], combine: Combine,
+    weights: ir.Value, vector: ir.Type, vectors: int, limits: list[ir.Value], coming: tuple[ir.Value, ir.Value],
+    combine: Combine,
 ) -> None:  # fmt: skip
-    """One tile: of the pixels that see the lines from `bases` on, through all taps."""
+    """One tile: of the pixels that see the lines from `bases` on, through all taps.
+
+    Of what is wanted next, each tap asks for a step more.
+    """
     sums, pitch, start, start_pitch, start_step = ends
+    ahead, step = coming
     number, lanes, align = vector.element, vector.count, itemsize(vector.element)
 
     def operands(t: ir.Value) -> tuple[list[ir.Value], list[ir.Value]]:
         offset = builder.load(moved(builder, offsets, t, INDEX), typ=INDEX)
         row = moved(builder, weights, builder.mul(t, INDEX(vectors * lanes)), number)
-        if len(bases) <= _FEW_PIXELS:
-            emit_prefetch(builder, moved(builder, row, _AHEAD // align, number), write=False)
         return (
             [moved(builder, base, offset, number) for base in bases],
             [moved(builder, row, INDEX(v * lanes), number) for v in range(vectors)],
         )
+
+    def asking(t: ir.Value) -> tuple[list[ir.Value], list[ir.Value]]:
+        emit_prefetch(builder, moved(builder, ahead, builder.mul(t, step), BYTE), write=False)
+        return operands(t)
 
     def place(base: ir.Value, row_pitch: ir.Value, step: ir.Value, p: int, v: int) -> ir.Value:
         at = builder.add(builder.mul(row_pitch, INDEX(p)), builder.mul(step, INDEX(v)))
@@ -275,7 +288,9 @@ def _emit_pixels(
     }
     for p in range(len(bases) if limits else 0):  # sums may go to memory that is in no cache
         emit_prefetch(builder, place(sums, pitch, INDEX(lanes), p, 0), write=True)
-    for (p, v), total in sum_of_products(builder, taps, first, operands, combine).items():
+    asked = builder.select(builder.icmp_signed("==", step, INDEX(0)), INDEX(0), taps)
+    sums_so_far = sum_of_products(builder, INDEX(0), asked, first, asking, combine)
+    for (p, v), total in sum_of_products(builder, asked, taps, sums_so_far, operands, combine).items():
         builder.store(_clipped(builder, total, limits), place(sums, pitch, INDEX(lanes), p, v), align=align)
 
 
@@ -319,26 +334,28 @@ def multiply_pixels(  # type: ignore[no-untyped-def]
 @intrinsic
 def complete_pixels(  # type: ignore[no-untyped-def]
     typing_context, sums, sums_at, pitch, start, start_at, start_pitch, start_step, start_column, lines, lines_at,
-    places, places_at, offsets, taps, weights, weights_at, pixels, vectors, tiles, least, most,
+    places, places_at, offsets, taps, weights, weights_at, pixels, vectors, tiles, least, most, ahead_at, ahead_step,
 ):  # fmt: skip
     """As :func:`multiply_pixels`, of several tiles side by side, and sums are clipped.
 
     The start's vectors lie a `start_step` apart, and what its columns lie apart for the tiles is `start_column`. The
-    weights of a tile follow those of the one before. Lines and weights of another dtype than the sums' are words, each
-    a pair of int16.
+    weights of a tile follow those of the one before. If `ahead_step` is not 0, each tap prefetches so many bytes more
+    from element `ahead_at` of the weights on. Lines and weights of another dtype than the sums' are words, each a pair
+    of int16.
     """
     from numba import types
 
     signature = types.void(
         sums, sums_at, pitch, start, start_at, start_pitch, start_step, start_column, lines, lines_at, places,
-        places_at, offsets, taps, weights, weights_at, pixels, vectors, tiles, least, most,
+        places_at, offsets, taps, weights, weights_at, pixels, vectors, tiles, least, most, ahead_at, ahead_step,
     )  # fmt: skip
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         pointer = addresses(context, builder, signature, arguments)
         passed = (pointer(0, arguments[1]), arguments[2], pointer(3, arguments[4]), arguments[5],
                   pointer(8, arguments[9]), pointer(10, arguments[11]), pointer(12), arguments[13],
-                  pointer(14, arguments[15]), *arguments[6:8], *arguments[18:])  # fmt: skip
+                  pointer(14, arguments[15]), *arguments[6:8], *arguments[18:21],
+                  pointer(14, arguments[21]), arguments[22])  # fmt: skip
         combine = multiply_add if lines.dtype == sums.dtype else multiply_add_pairs
         _call_pixels(builder, context.get_value_type(sums.dtype), arguments[16:18], passed, True, combine)
         return context.get_dummy_value()

@@ -147,7 +147,7 @@ def _weight_gradient(  # type: ignore[no-untyped-def]
                     complete_pixels(
                         end, end_at + row * end_pitch, end_pitch, sums, begin_at + row * begin_pitch, begin_pitch,
                         lanes, 0, lines, lines_at, places, row, offsets, positions, panel, 0, some, width // lanes, 1,
-                        lowest, highest,
+                        lowest, highest, 0, 0,
                     )  # fmt: skip
                     row += some
 

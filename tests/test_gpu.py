@@ -33,6 +33,14 @@ def cupy():
     return pytest.importorskip("cupy")
 
 
+def test_numpy_operands_beside_cupys_are_refused_by_name(cupy):
+    x, w = cupy.zeros((1, 1, 4, 4), np.float32), np.zeros((1, 1, 3, 3), np.float32)
+    with pytest.raises(TypeError, match="w is a numpy array on the cpu, but x is a cupy array on the gpu"):
+        fastconv.conv2d(x, w)
+    with pytest.raises(TypeError, match="w is a cupy array on the gpu, but x is a numpy array on the cpu"):
+        fastconv.conv2d(x.get(), cupy.asarray(w))
+
+
 def has(cupy, dtype):
     """Whether CuPy has a dtype: bfloat16 since version 14."""
     return dtype != "bfloat16" or int(cupy.__version__.split(".")[0]) >= 14

@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import fastconv
 from fastconv import compilation
+from fastconv.dispatch import adopt_all
 from fastconv.gpu import cubins, direct, implicit_gemm_hopper
 from fastconv.gpu.arguments import NO_VIEW, VIEW, record
 from fastconv.gpu.source import program
@@ -24,6 +26,36 @@ def test_cupy_takes_a_record_by_value():
         launch(np.zeros(7, np.int64))
     with pytest.raises((cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError)):
         launch(record(VIEW, data=0, stride=NO_VIEW[1:]))
+
+
+NUMPY = np.zeros((1, 1, 3, 3), np.float32)
+MIXED = {
+    "w": lambda there: fastconv.conv2d(NUMPY, there),
+    "bias": lambda there: fastconv.conv2d(NUMPY, NUMPY, there),
+    "residual": lambda there: fastconv.conv2d(NUMPY, NUMPY, residual=there),
+    "out": lambda there: fastconv.conv2d(NUMPY, NUMPY, out=there),
+    "out of a pooling": lambda there: fastconv.max_pool2d(NUMPY, 2, out=there),
+}
+
+
+@pytest.mark.parametrize("argument", MIXED)
+def test_arrays_on_two_devices_are_refused_by_name(argument):
+    """An array of CuPy's over memory that nobody reads, which takes no GPU."""
+    memory = cupy.cuda.UnownedMemory(0, NUMPY.nbytes, None, device_id=0)
+    there = cupy.ndarray(NUMPY.shape, np.float32, cupy.cuda.MemoryPointer(memory, 0))
+    name = argument.partition(" ")[0]
+    with pytest.raises(TypeError, match=rf"^{name} is a cupy array on the gpu, but x is a numpy array on the cpu"):
+        MIXED[argument](there)
+
+
+def test_numpy_operands_beside_cupys_are_refused_by_name():
+    memory = cupy.cuda.UnownedMemory(0, NUMPY.nbytes, None, device_id=0)
+    there = cupy.ndarray(NUMPY.shape, np.float32, cupy.cuda.MemoryPointer(memory, 0))
+    for at, name in enumerate(("w", "bias", "residual", "out"), 1):
+        operands = [there, there, None, None, None]
+        operands[at] = NUMPY
+        with pytest.raises(TypeError, match=f"^{name} is a numpy array on the cpu, but x is a cupy array on the gpu"):
+            adopt_all(*operands)
 
 
 @pytest.fixture

@@ -135,11 +135,12 @@ def _outputs_as_groups(a: Any) -> Any:
 def _work(problem: ConvProblem) -> Iterable[Work]:
     pixels = _parts(problem) > 0
     contiguous = pixels == problem.channels_last
-    longest = math.inf if pixels else 2  # step of what is read in vectors
+    converted = problem.dtype != problem.accumulator_dtype
     plain = contiguous and problem.activation.code <= CLIP
     woven = SPLITS if problem.result_dtype == problem.accumulator_dtype else ()
     for piece, cut in zip(_phases(problem), _cuts(problem), strict=True):
-        in_vectors = contiguous and piece.padding_mode == "zeros" and piece.stride[2] <= longest
+        in_vectors = pixels or not converted or piece.stride[2] <= 2
+        in_vectors = in_vectors and contiguous and piece.padding_mode == "zeros"
         in_place = plain and not problem.residual and (pixels or piece.grid[1] in (1, *woven))
         counts = cut.counted | {
             "read": 0 if in_vectors else cut.counted["staged"],  # element by element, like those written

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastconv.cpu.copying import convert_planes, split_planes, weave_planes
+from fastconv.cpu.copying import convert_planes, gather_planes, split_planes, weave_planes
 from fastconv.cpu.depthwise_cut import task_of
 from fastconv.cpu.depthwise_tile import convolve_strip
 from fastconv.cpu.elements import CLIP, resolve
@@ -19,6 +19,7 @@ def stage_planes(  # type: ignore[no-untyped-def]
     low_h, high_h = inside(start_h, 1, geo.size[1], rows)
     low_w, high_w = inside(start_w, 1, geo.size[2], columns)
     in_vectors = mode == 0 and step <= 2 and x.strides[5] == x.itemsize
+    gathered = mode == 0 and not in_vectors and x.itemsize == scratch.itemsize
     corner = n * x.strides[0] + (start_h + low_h) * x.strides[4] + (start_w + low_w) * x.strides[5]
     to = low_h * block.row + low_w % step * block.part + low_w // step
     other = low_h * block.row + (low_w + 1) % step * block.part + (low_w + 1) // step
@@ -26,9 +27,17 @@ def stage_planes(  # type: ignore[no-untyped-def]
         for kd in range(geo.kernel[0]):
             plane = (c * geo.kernel[0] + kd) * block.plane
             source_d = resolve(d * geo.stride[0] + kd * geo.dilation[0] - geo.offset[0], geo.size[0], mode)
-            if in_vectors and source_d >= 0:
+            if (in_vectors or gathered) and source_d >= 0:
                 begin = corner + first * x.strides[1] + c * x.strides[2] + source_d * x.strides[3]
-                if step == 1:
+                if gathered:
+                    for part in range(step):
+                        low, high = (low_w - part + step - 1) // step, (high_w - part + step - 1) // step
+                        gather_planes(
+                            scratch, plane + low_h * block.row + part * block.part + low, slot, block.row, x,
+                            begin + (part + low * step - low_w) * x.strides[5], x.strides[1], x.strides[4],
+                            step * x.strides[5], groups, high_h - low_h, high - low,
+                        )  # fmt: skip
+                elif step == 1:
                     convert_planes(
                         scratch, plane + to, slot, block.row, x, begin, x.strides[1], x.strides[4], groups,
                         high_h - low_h, high_w - low_w, half,
@@ -38,7 +47,7 @@ def stage_planes(  # type: ignore[no-untyped-def]
                         scratch, plane + to, other - to, slot, block.row, x, begin, x.strides[1], x.strides[4],
                         groups, high_h - low_h, high_w - low_w, 2, half,
                     )  # fmt: skip
-            elif not in_vectors:
+            elif not (in_vectors or gathered):
                 for i in range(groups):
                     for h in range(rows):
                         source_h = resolve(start_h + h, geo.size[1], mode)

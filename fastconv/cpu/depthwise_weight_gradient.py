@@ -418,8 +418,7 @@ def _work(problem: ConvProblem) -> Iterable[Work]:
     for cut in _cuts(problem):
         c = cut.correlation
         in_order = contiguous and cut.pixels == problem.channels_last
-        in_vectors = in_order and c.padding_mode == "zeros" and (cut.pixels or c.stride[2] <= 2)
-        read = 0 if in_vectors else cut.counts["staged"]
+        read = 0 if in_order and c.padding_mode == "zeros" else cut.counts["staged"]
         read += 0 if in_order else c.batch * c.groups * c.out_channels * c.positions
         yield Work(cut.tasks, cut.counts | {"read": read})
 
@@ -430,7 +429,7 @@ class DepthwiseWeightGradient(CpuAlgorithm):
     name = "depthwise_weight_gradient"
     running = CostModel(
         _work,
-        {"product": 3.7e-11, "tile": 2.4e-8, "staged": 2.5e-10, "result": 2e-9, "read": 2.2e-9, "task": 1e-7,
+        {"product": 2.5e-11, "tile": 2.4e-8, "staged": 2.5e-10, "result": 2e-9, "read": 2.2e-9, "task": 1e-7,
          "call": 1e-5},
     )  # fmt: skip
     packing = CostModel(lambda problem: (), {"call": 1e-6})

@@ -46,7 +46,7 @@ from fastconv.cpu.costs import CostModel, Work, interleaving
 from fastconv.cpu.elements import CLIP, extremes
 from fastconv.cpu.implicit_gemm_cut import BLOCKING, Cut
 from fastconv.cpu.jit import TaskKernel, array, inline, integer, records
-from fastconv.cpu.microkernel import AHEAD, TILE_VECTORS, complete_pixels
+from fastconv.cpu.microkernel import AHEAD, TILE_VECTORS, complete_pixels, padded
 from fastconv.cpu.pairs import SMALL, WORD, Words, images_at_once, paired, word_bytes
 from fastconv.cpu.panels import flat_memory, pack_panels
 from fastconv.cpu.plan import PiecewisePlan
@@ -360,7 +360,7 @@ def _packing(problem: ConvProblem) -> Iterable[Work]:
         return  # numbers are taken from the weight as it lies
     yield Work(1, {"arranging": 1})
     for piece in pieces:
-        channels = piece.groups * piece.out_channels
+        channels = piece.groups * padded(piece.out_channels, named_dtype(problem.accumulator_dtype).itemsize)
         yield Work(-(-channels // (TILE_VECTORS * 8)), {"arranged": channels * piece.reduction})
 
 

@@ -16,55 +16,33 @@ Describe = Callable[..., ConvProblem]
 
 
 @at_home
-def input_gradient(
-    describe: Describe, ndim: int, input_size: Any, weight: Any, grad_output: Any, out: Any, algorithm: str,
+def gradient(
+    of: str, describe: Describe, ndim: int, input: Any, weight: Any, grad_output: Any, out: Any, algorithm: str,
     device: str, **options: Any,
 ) -> Any:  # fmt: skip
-    """The gradient with respect to the input of the layer that `describe` makes of the options.
+    """The gradient with respect to the ``"input"`` or the ``"weight"`` of the layer that `describe` makes of options.
 
-    That of a convolution is a transposed one of the gradient of its result, and that of a transposed one a convolution.
+    That one is given by its shape. The input's gradient is a transposed convolution of `grad_output`, and a convolution
+    of it for a transposed one. The weight's is, for a transposed convolution, that of the convolution it is the adjoint
+    of, whose input and result have traded places.
     """
-    names = "grad_output", "weight"
-    arrays, kind = adopt_all(grad_output, weight, None, None, out, names)
-    gradient, taps = arrays[:2]
+    of_input = of == "input"
+    size, first, second = (input, grad_output, weight) if of_input else (weight, input, grad_output)
+    names = ("grad_output", "weight") if of_input else ("input", "grad_output")
+    (first, second, *others), kind = adopt_all(first, second, None, None, out, names)
 
     def make(algorithm: str, device: str, size: Any, *values: Any) -> Execution:
-        dtype = compute_dtype(gradient.dtype, taps.dtype, names)
+        axes = _axes(f"{of}_size", size)
+        shapes = (axes, second.shape) if of_input else (first.shape, axes)
         given = dict(zip(options, values, strict=True))
-        layer = describe(ndim, _axes("input_size", size), taps.shape, dtype=dtype, **given)
-        _check_gradient(layer, gradient)
-        problem = replace(layer, op="input_grad" if layer.op == "forward" else "forward")
-        return prepare(problem, kind.device, device, algorithm)
+        layer = describe(ndim, *shapes, dtype=compute_dtype(first.dtype, second.dtype, names), **given)
+        _check_gradient(layer, first if of_input else second)
+        adjoint = "input_grad" if layer.op == "forward" else "forward"
+        return prepare(replace(layer, op=adjoint if of_input else "weight_grad"), kind.device, device, algorithm)
 
-    key = describe, names, ndim, gradient.shape, gradient.dtype, taps.shape, taps.dtype, kind.device
-    execution = remembered(key, (algorithm, device, input_size, *options.values()), make)
-    result = execution(*arrays)
-    return kind.give(result) if out is None else out
-
-
-@at_home
-def weight_gradient(
-    describe: Describe, ndim: int, input: Any, weight_size: Any, grad_output: Any, out: Any, algorithm: str,
-    device: str, **options: Any,
-) -> Any:  # fmt: skip
-    """The gradient with respect to the weight of the layer that `describe` makes of the options.
-
-    A transposed convolution's is that of the convolution it is the adjoint of, whose input and result have traded
-    places.
-    """
-    names = "input", "grad_output"
-    (data, gradient, *others), kind = adopt_all(input, grad_output, None, None, out, names)
-
-    def make(algorithm: str, device: str, size: Any, *values: Any) -> Execution:
-        dtype = compute_dtype(data.dtype, gradient.dtype, names)
-        given = dict(zip(options, values, strict=True))
-        layer = describe(ndim, data.shape, _axes("weight_size", size), dtype=dtype, **given)
-        _check_gradient(layer, gradient)
-        return prepare(replace(layer, op="weight_grad"), kind.device, device, algorithm)
-
-    key = describe, names, ndim, data.shape, data.dtype, gradient.shape, gradient.dtype, kind.device
-    execution = remembered(key, (algorithm, device, weight_size, *options.values()), make)
-    operands = (data, gradient) if describe == ConvProblem.forward else (gradient, data)
+    key = of, describe, ndim, first.shape, first.dtype, second.shape, second.dtype, kind.device
+    execution = remembered(key, (algorithm, device, size, *options.values()), make)
+    operands = (first, second) if of_input or describe == ConvProblem.forward else (second, first)
     result = execution(*operands, *others)
     return kind.give(result) if out is None else out
 

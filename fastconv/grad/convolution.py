@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastconv.grad.calling import input_gradient, weight_gradient
+from fastconv.grad.calling import gradient
 from fastconv.problem import ConvProblem
 
 
@@ -68,8 +68,8 @@ def conv2d_input(
              [2., 4., 2.],
              [1., 2., 1.]]]])
     """
-    return input_gradient(
-        ConvProblem.forward, 2, input_size, weight, grad_output, out, algorithm, device,
+    return gradient(
+        "input", ConvProblem.forward, 2, input_size, weight, grad_output, out, algorithm, device,
         stride=stride, padding=padding, dilation=dilation, groups=groups,
         padding_mode=padding_mode, data_format=data_format, weight_format=weight_format, flip_kernel=flip_kernel,
         precision=precision,
@@ -128,8 +128,8 @@ def conv2d_weight(
     array([[[[ 8., 12.],
              [20., 24.]]]])
     """
-    return weight_gradient(
-        ConvProblem.forward, 2, input, weight_size, grad_output, out, algorithm, device,
+    return gradient(
+        "weight", ConvProblem.forward, 2, input, weight_size, grad_output, out, algorithm, device,
         stride=stride, padding=padding, dilation=dilation, groups=groups,
         padding_mode=padding_mode, data_format=data_format, weight_format=weight_format, flip_kernel=flip_kernel,
         precision=precision,
@@ -185,8 +185,8 @@ def conv1d_input(
     >>> conv1d_input((1, 1, 4), np.array([[[1.0, 10.0]]]), np.array([[[1.0, 2.0, 3.0]]]), padding_mode="circular")
     array([[[ 1., 12., 23., 30.]]])
     """
-    return input_gradient(
-        ConvProblem.forward, 1, input_size, weight, grad_output, out, algorithm, device,
+    return gradient(
+        "input", ConvProblem.forward, 1, input_size, weight, grad_output, out, algorithm, device,
         stride=stride, padding=padding, dilation=dilation, groups=groups,
         padding_mode=padding_mode, data_format=data_format, weight_format=weight_format, flip_kernel=flip_kernel,
         precision=precision,
@@ -242,8 +242,8 @@ def conv1d_weight(
     >>> conv1d_weight(np.array([[1.0, 2.0, 3.0, 4.0]]), (1, 1, 2), np.ones((1, 3)))
     array([[[6., 9.]]])
     """
-    return weight_gradient(
-        ConvProblem.forward, 1, input, weight_size, grad_output, out, algorithm, device,
+    return gradient(
+        "weight", ConvProblem.forward, 1, input, weight_size, grad_output, out, algorithm, device,
         stride=stride, padding=padding, dilation=dilation, groups=groups,
         padding_mode=padding_mode, data_format=data_format, weight_format=weight_format, flip_kernel=flip_kernel,
         precision=precision,
@@ -300,8 +300,8 @@ def conv3d_input(
     >>> conv3d_input((1, 3, 8, 16, 16), w, grad, stride=(1, 2, 2), padding=1).shape
     (1, 3, 8, 16, 16)
     """
-    return input_gradient(
-        ConvProblem.forward, 3, input_size, weight, grad_output, out, algorithm, device,
+    return gradient(
+        "input", ConvProblem.forward, 3, input_size, weight, grad_output, out, algorithm, device,
         stride=stride, padding=padding, dilation=dilation, groups=groups,
         padding_mode=padding_mode, data_format=data_format, weight_format=weight_format, flip_kernel=flip_kernel,
         precision=precision,
@@ -358,8 +358,8 @@ def conv3d_weight(
     >>> conv3d_weight(x, (4, 3, 3, 3, 3), grad, stride=(1, 2, 2), padding=1).shape
     (4, 3, 3, 3, 3)
     """
-    return weight_gradient(
-        ConvProblem.forward, 3, input, weight_size, grad_output, out, algorithm, device,
+    return gradient(
+        "weight", ConvProblem.forward, 3, input, weight_size, grad_output, out, algorithm, device,
         stride=stride, padding=padding, dilation=dilation, groups=groups,
         padding_mode=padding_mode, data_format=data_format, weight_format=weight_format, flip_kernel=flip_kernel,
         precision=precision,

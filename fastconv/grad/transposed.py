@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastconv.grad.calling import input_gradient, weight_gradient
+from fastconv.grad.calling import gradient
 from fastconv.problem import ConvProblem
 
 
@@ -63,8 +63,8 @@ def conv_transpose2d_input(
     >>> conv_transpose2d_input((1, 1, 1, 2), np.ones((1, 1, 2, 2)), grad, stride=2)
     array([[[[10., 18.]]]])
     """
-    return input_gradient(
-        ConvProblem.transposed, 2, input_size, weight, grad_output, out, algorithm, device,
+    return gradient(
+        "input", ConvProblem.transposed, 2, input_size, weight, grad_output, out, algorithm, device,
         stride=stride, padding=padding, output_padding=output_padding, groups=groups, dilation=dilation,
         data_format=data_format, weight_format=weight_format, flip_kernel=flip_kernel,
         precision=precision,
@@ -122,8 +122,8 @@ def conv_transpose2d_weight(
     array([[[[20., 31.],
              [64., 75.]]]])
     """
-    return weight_gradient(
-        ConvProblem.transposed, 2, input, weight_size, grad_output, out, algorithm, device,
+    return gradient(
+        "weight", ConvProblem.transposed, 2, input, weight_size, grad_output, out, algorithm, device,
         stride=stride, padding=padding, output_padding=output_padding, groups=groups, dilation=dilation,
         data_format=data_format, weight_format=weight_format, flip_kernel=flip_kernel,
         precision=precision,
@@ -179,8 +179,8 @@ def conv_transpose1d_input(
     >>> conv_transpose1d_input((1, 2), np.array([[[1.0, 10.0]]]), np.array([[1.0, 2.0, 3.0, 4.0]]), stride=2)
     array([[21., 43.]])
     """
-    return input_gradient(
-        ConvProblem.transposed, 1, input_size, weight, grad_output, out, algorithm, device,
+    return gradient(
+        "input", ConvProblem.transposed, 1, input_size, weight, grad_output, out, algorithm, device,
         stride=stride, padding=padding, output_padding=output_padding, groups=groups, dilation=dilation,
         data_format=data_format, weight_format=weight_format, flip_kernel=flip_kernel,
         precision=precision,
@@ -236,8 +236,8 @@ def conv_transpose1d_weight(
     >>> conv_transpose1d_weight(np.array([[1.0, 10.0]]), (1, 1, 2), np.array([[1.0, 2.0, 3.0, 4.0]]), stride=2)
     array([[[31., 42.]]])
     """
-    return weight_gradient(
-        ConvProblem.transposed, 1, input, weight_size, grad_output, out, algorithm, device,
+    return gradient(
+        "weight", ConvProblem.transposed, 1, input, weight_size, grad_output, out, algorithm, device,
         stride=stride, padding=padding, output_padding=output_padding, groups=groups, dilation=dilation,
         data_format=data_format, weight_format=weight_format, flip_kernel=flip_kernel,
         precision=precision,
@@ -294,8 +294,8 @@ def conv_transpose3d_input(
     >>> conv_transpose3d_input((1, 4, 4, 8, 8), w, grad, stride=2).shape
     (1, 4, 4, 8, 8)
     """
-    return input_gradient(
-        ConvProblem.transposed, 3, input_size, weight, grad_output, out, algorithm, device,
+    return gradient(
+        "input", ConvProblem.transposed, 3, input_size, weight, grad_output, out, algorithm, device,
         stride=stride, padding=padding, output_padding=output_padding, groups=groups, dilation=dilation,
         data_format=data_format, weight_format=weight_format, flip_kernel=flip_kernel,
         precision=precision,
@@ -352,8 +352,8 @@ def conv_transpose3d_weight(
     >>> conv_transpose3d_weight(x, (4, 2, 2, 2, 2), grad, stride=2).shape
     (4, 2, 2, 2, 2)
     """
-    return weight_gradient(
-        ConvProblem.transposed, 3, input, weight_size, grad_output, out, algorithm, device,
+    return gradient(
+        "weight", ConvProblem.transposed, 3, input, weight_size, grad_output, out, algorithm, device,
         stride=stride, padding=padding, output_padding=output_padding, groups=groups, dilation=dilation,
         data_format=data_format, weight_format=weight_format, flip_kernel=flip_kernel,
         precision=precision,

@@ -34,7 +34,7 @@ import numpy as np
 from fastconv import recycling
 from fastconv.arrays import named_dtype
 from fastconv.cpu.algorithm import CpuAlgorithm
-from fastconv.cpu.copying import copy_planes
+from fastconv.cpu.copying import convert_planes
 from fastconv.cpu.costs import CostModel, Work
 from fastconv.cpu.depthwise_pixels import stage_pixels
 from fastconv.cpu.depthwise_planes import stage_planes
@@ -184,7 +184,8 @@ def _from_pixels(  # type: ignore[no-untyped-def]
     lanes, size, slot = block.lanes, scratch.itemsize, steps[0].slot
     sums_slot = block.vectors * lanes
     all_blocks = geo.batch * block.blocks[2] * block.blocks[3] * block.blocks[4]
-    in_place = gradient.itemsize == size and gradient.strides[0] == size and half == 0
+    side_by_side = gradient.strides[0] == gradient.itemsize
+    in_place = side_by_side and gradient.itemsize == size and half == 0
     known = -1
     for task in range(first, last):
         part, _, _, s_first = _slots_of(task, geo, block)
@@ -216,10 +217,10 @@ def _from_pixels(  # type: ignore[no-untyped-def]
                             gradient.strides[4], 1, rows, columns, lanes,
                         )  # fmt: skip
                     continue
-                if in_place:
-                    copy_planes(
+                if side_by_side:
+                    convert_planes(
                         scratch, block.copied, columns * lanes, lanes, gradient, begin, gradient.strides[4],
-                        gradient.strides[5], rows, columns, here,
+                        gradient.strides[5], rows, columns, here, half,
                     )  # fmt: skip
                 else:
                     for r in range(rows):

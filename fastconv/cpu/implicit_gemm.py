@@ -42,6 +42,7 @@ import numpy as np
 
 from fastconv.arrays import named_dtype
 from fastconv.cpu.algorithm import CpuAlgorithm
+from fastconv.cpu.copying import copy_planes
 from fastconv.cpu.costs import CostModel, Work, interleaving
 from fastconv.cpu.elements import CLIP, extremes
 from fastconv.cpu.implicit_gemm_cut import BLOCKING, Cut
@@ -129,7 +130,7 @@ def _implicit_gemm(  # type: ignore[no-untyped-def]
         first_d = task.d * geo.stride[0] - geo.offset[0]
         first_h, first_w = task.h * geo.stride[1] - geo.offset[1], task.w * geo.stride[2] - geo.offset[2]
 
-        # Tiles write their sums as results where these lie in rows of theirs; or all sums are turned at the end.
+        # Tiles write their sums as results where these lie in rows of theirs; or all are turned or moved at the end.
         in_order = unlimited and (task.rows == 1 or step_h == task.columns * step_w)  # pixels lie at one distance
         if block.across_pixels:
             across, step = pixels, step_o
@@ -138,6 +139,7 @@ def _implicit_gemm(  # type: ignore[no-untyped-def]
             across, step = task.channels, step_w
             direct = in_order and step_o == 1 and task.channels % block.lanes == 0
         turned = in_order and step_w == 1 and not block.across_pixels and not direct
+        moved = in_order and step_o == 1 and not block.across_pixels and not direct and not turned
         results_at = task.n * y.strides[0] + task.g * y.strides[1] + task.o * y.strides[2] + task.d * y.strides[3]
         results_at = (results_at + task.h * y.strides[4] + task.w * y.strides[5]) // y.itemsize
         for c_first in range(0, max(geo.in_channels, 1), block.inputs):
@@ -158,7 +160,7 @@ def _implicit_gemm(  # type: ignore[no-untyped-def]
                 if block.across_pixels:
                     begin = _Begin(block.sums, block.lanes, 0, 0)
             last, least, most = c_first + inputs == geo.in_channels, lowest, highest
-            if last and (direct or turned) and activation == CLIP:
+            if last and (direct or turned or moved) and activation == CLIP:
                 least, most = parameters[0], parameters[1]
             end = _End(memory, 0, block.pitch, block.pitch, least, most)
             if last and direct:
@@ -169,6 +171,9 @@ def _implicit_gemm(  # type: ignore[no-untyped-def]
             )  # fmt: skip
         if turned:
             transpose_plane(memory, 0, block.pitch, results, results_at, step_o, pixels, task.channels)
+        elif moved:
+            apart = block.pitch * memory.itemsize
+            copy_planes(results, results_at, 0, step_w, memory, 0, 0, apart, 1, pixels, task.channels)
         elif not direct:
             _write(task, block, memory, y, residual, activation, parameters, half)
 

@@ -174,13 +174,16 @@ class Cut:
         block = self.blocking[0]
         images = c.batch * c.groups * c.positions
         staged = 0 if self._readable else self.tasks * c.in_channels * window.elements
+        inputs, row = int(block["inputs"]), window.width
+        whole = c.groups == 1 and inputs == c.in_channels and row.step == 1 and c.padding_mode == "zeros"
+        side_by_side = 1 if channels_last and not whole else row.span  # pixels whose channels go in one run
         counts = {
             "staged": staged,
-            "run": staged / (int(block["inputs"]) if channels_last else window.width.span),
+            "run": staged / (side_by_side * (inputs if channels_last else 1)),
             "weight": self.tasks * int(block["channels"]) * c.reduction,
             "task": self.tasks,
         }
-        rounds = -(-c.in_channels // int(block["inputs"]))
+        rounds = -(-c.in_channels // inputs)
         if self.across_pixels:
             panels = c.batch * c.groups * c.count[0] * self._panels(int(block["rows"]), int(block["columns"]))
             across, along = panels * self.tile, c.out_channels

@@ -4,9 +4,10 @@ A tile is a run of target positions of one image. Its patches are laid out as a 
 group; the weight ``(O, taps)`` times that is the tile of the result, to which bias, residual and activation are applied
 as it is written out. The patch matrix of the whole image never exists: a tile is sized for the L2 cache.
 
-Where an output sees all of its image, as in a fully connected layer, the images are the patches: the weights, which lie
-as the caller has them, are read from memory once for all images, by all cores. For a few images nothing but that
-reading matters, and a kernel of our own does it (`row_products`).
+Where an output sees all of its image, as in a fully connected layer, the images are the patches, copied if they do not
+lie in the order of the weights, as with channels last. The weights, which lie as the caller has them, are read from
+memory once for all images, by all cores. For a few images nothing but that reading matters, and a kernel of our own
+does it (`row_products`).
 
 Chellapilla, Puri and Simard, "High performance convolutional neural networks for document processing", 2006.
 """
@@ -143,7 +144,7 @@ class _Im2colPlan(PiecewisePlan):
         return [contiguous_taps(piece, w, self._accumulator) for piece in self._pieces]
 
     def _run_piece(self, piece: Correlation, cut: _Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
-        if cut.tiled is not piece and x.flags.c_contiguous and x.dtype == self._accumulator:
+        if cut.tiled is not piece and x.dtype == self._accumulator:
             self._multiply_images(piece, cut, weights, x, y, bias, residual)
             return
         tile = cut.tile
@@ -170,9 +171,8 @@ class _Im2colPlan(PiecewisePlan):
     def _multiply_images(
         self, piece: Correlation, cut: _Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any
     ) -> None:
-        """The images as they lie are the patches; a task is some images and some output channels."""
+        """The images, laid out in one order, are the patches; a task is some images and some output channels."""
         tile, parts = cut.tile, _parts(piece)
-        patches = x.reshape(piece.batch, piece.groups, piece.reduction)
         y, residual = (a.transpose(3, 1, 2, 4, 5, 0) for a in (y, residual))
         biases = bias.reshape(piece.groups, -1)
 
@@ -180,10 +180,16 @@ class _Im2colPlan(PiecewisePlan):
             memory = parallel.scratch(cut.elements, self._accumulator)
             for task in range(first, last):
                 begin, part = task // parts * tile, task % parts
-                some = patches[begin : begin + tile]
+                images, used = x[begin : begin + tile], 0
+                if not x.flags.c_contiguous:
+                    used = images.size
+                    laid_out = memory[:used].reshape(images.shape)
+                    np.copyto(laid_out, images)
+                    images = laid_out
+                some = images.reshape(images.shape[0], piece.groups, piece.reduction)
                 outputs = slice(piece.out_channels * part // parts, piece.out_channels * (part + 1) // parts)
                 shape = piece.groups, outputs.stop - outputs.start, some.shape[0]
-                sums = memory[: math.prod(shape)].reshape(shape)
+                sums = memory[used : used + math.prod(shape)].reshape(shape)
                 if self._few:
                     self._multiply(weights[:, outputs], some, sums)
                 else:

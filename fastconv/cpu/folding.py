@@ -176,8 +176,8 @@ class Windows:
         builder, size = self.builder, itemsize(self.stored)
         few = max(lanes // 2, 2)
         widths = {
-            Apart.NONE: (_VECTORS * lanes, lanes, 1), Apart.ONE: (_VECTORS * lanes, lanes, 2, 1), Apart.TWO: (2 * lanes, few, 1),
-            Apart.ONE_PACED: (lanes, few, 1), Apart.OTHER: (lanes, few, 1),
+            Apart.NONE: (_VECTORS * lanes, lanes, 1), Apart.ONE: (_VECTORS * lanes, lanes, 2, 1),
+            Apart.TWO: (2 * lanes, few, 1), Apart.ONE_PACED: (lanes, few, 1), Apart.OTHER: (lanes, few, 1),
         }  # fmt: skip
         blocks = {apart: builder.append_basic_block("reading") for apart in widths}
         done = builder.append_basic_block("done")

@@ -52,24 +52,35 @@ struct Carried {
     Vector<STORAGE, CHUNK> chunk[ASYNCHRONOUS ? 1 : X_COPIES];
 };
 
-// Where product `product` is read for a row, if it is one that is there.
+// Where product `product` is read for a row, if it is one that is there, or in padding that is not zeros.
 struct Read {
     const STORAGE* from;
-    bool there;
+    bool there, padded;
 };
 
+__device__ inline Tap tap_of(const ImplicitGemm& p, int product) {
+    return p.taps[BY_PRODUCT ? product : quotient(product, p.channels)];
+}
+
 __device__ inline Read read_of(const ImplicitGemm& p, const Source& source, int product, int reduction) {
-    const int at = BY_PRODUCT ? product : quotient(product, p.channels);
     const bool real = product < reduction;
-    const Tap tap = p.taps[real ? at : 0];
-    Read read{source.data + tap.offset, real && inside(p.geometry, source, tap)};
-    if (!BY_PRODUCT) read.from += (product - at * p.channels.value) * p.x.stride[2];
-    if (real && !read.there && p.geometry.padding_mode != ZEROS) {
-        read.from += elsewhere(p.x, p.geometry, source, tap);
-        read.there = true;
-    }
+    const Tap tap = tap_of(p, real ? product : 0);
+    const bool within = inside(p.geometry, source, tap);
+    Read read{source.data + tap.offset, real && within, real && !within && p.geometry.padding_mode != ZEROS};
+    if (!BY_PRODUCT) read.from += (product - quotient(product, p.channels) * p.channels.value) * p.x.stride[2];
     return read;
 }
+
+// Read the element that stands for one in the padding.
+__device__ inline void mend(const ImplicitGemm& p, const Source& source, int product, Read& read) {
+    if (!read.padded) return;
+    read.from += elsewhere(p.x, p.geometry, source, tap_of(p, product));
+    read.there = true;
+}
+
+// Whether a chunk's elements in the padding are mended in a loop after all others: with that in the code of each element
+// a kernel takes twice as long to compile. Of bytes all loads would then begin at once, and registers would not suffice.
+constexpr bool MENDED_LATER = RUN == 1 && sizeof(STORAGE) == 2;
 
 __device__ inline void copy_x(const ImplicitGemm& p, const Source (&source)[SOURCES], bool whole, int k, int reduction,
                               unsigned char* stage, Carried& carried) {
@@ -92,9 +103,22 @@ __device__ inline void copy_x(const ImplicitGemm& p, const Source (&source)[SOUR
 #pragma unroll
         for (int run = 0; run < CHUNK; run += RUN) {
             Read read = read_of(p, here, first + run, reduction);
+            if (!MENDED_LATER) mend(p, here, first + run, read);
 #pragma unroll
             for (int v = 0; v < RUN; v += VECTOR, read.from += VECTOR * p.x.stride[2]) put(run + v, read.from, read.there);
         }
+        if constexpr (MENDED_LATER)
+            if (!whole && p.geometry.padding_mode != ZEROS)
+#pragma unroll 1
+                for (int element = 0; element < CHUNK; ++element) {
+                    Read read = read_of(p, here, first + element, reduction);
+                    if (!read.padded) continue;
+                    mend(p, here, first + element, read);
+                    const STORAGE v = *read.from;
+#pragma unroll
+                    for (int lane = 0; lane < CHUNK; ++lane)  // registers have no index
+                        if (lane == element) carried.chunk[i].lane[lane] = v;
+                }
     }
 }
 
@@ -326,7 +350,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS) implicit_
         const Position t = position_of(q, block.first, row_of(threadIdx.x + i * THREADS), p.images_fastest);
         source[i] = source_of(p.x, q, t, block.group);
     }
-    const bool whole = BY_PRODUCT && window_inside(q, source[0]);
+    const bool whole = RUN == 1 && window_inside(q, source[0]);
 
     const long long channels = q.out_channels - block.channel;
     Columns some{0, channels < TILE_CHANNELS ? (int)channels : TILE_CHANNELS}, of_rows{};

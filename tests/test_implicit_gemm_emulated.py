@@ -98,7 +98,9 @@ def test_every_way_to_gather(monkeypatch, dtype, gather, emulated):
 
 @pytest.mark.parametrize("gather", GATHERS)
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
-def test_padding_that_is_not_zeros(mode, gather):
+def test_padding_that_is_not_zeros(monkeypatch, mode, gather):
+    if gather == "any":
+        monkeypatch.setattr(tiling, "_MOST_PRODUCTS", 0)
     for op in ("forward", "weight_grad"):
         problem = dataclasses.replace(gathered("float16", gather, op), padding_mode=mode)
         check(ALGORITHM, problem, finite_operands(problem))

@@ -12,6 +12,9 @@ from fastconv.gpu import implicit_gemm_hopper
 from fastconv.gpu.runtime import KernelSpec
 from fastconv.gpu.source import program
 
+# Some 250 kernels, half a second each on an idle core, all within the first test that asks for them.
+pytestmark = pytest.mark.timeout(1800)
+
 # What most data centres have; `python -m fastconv compile --all` does all of them.
 ARCHITECTURES = (90,)
 

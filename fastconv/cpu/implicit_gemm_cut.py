@@ -21,7 +21,7 @@ from fastconv.machine import vector_bytes
 from fastconv.problem import ConvProblem
 from fastconv.settings import available_cores
 
-_TAPS = 256  # products added to a tile in one go: their weights fill half of L1
+_TAPS = 768  # products added to a tile in one go: with fewer, sums go to memory and back often; more gain nothing
 _PIXELS = 256  # of a task
 _SEEN = 40 << 10  # elements of the input between its first pixel and its last: they stay in L2 for all outputs
 _PANELS = 1 << 14  # elements of the panels between which a tile's weights stay in L1
@@ -73,7 +73,9 @@ class Cut:
         most = max(taps // max(volume, 1), 1)
         inputs = max(-(-c.in_channels // max(-(-c.in_channels // most), 1)), 1)
         window = Window((rows, columns), c.kernel, c.stride, c.dilation)
-        staging = window.staging(inputs, itemsize, channels_last=not across_pixels, padded=padding)
+        # Squares of fewer channels than a vector has are turned slowly, and few planes are read in long runs.
+        side_by_side = not across_pixels and (channels_last or inputs >= self.lanes)
+        staging = window.staging(inputs, itemsize, channels_last=side_by_side, padded=padding)
         # Where the pixels of a task, and where the taps of its channels, lie among what is staged.
         self.places, self.offsets = staging.places, staging.offsets
         block = self.blocking = np.zeros(1, BLOCKING)

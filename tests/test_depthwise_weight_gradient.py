@@ -51,6 +51,17 @@ def test_every_length_of_a_row_and_number_of_channels(length, channels_last):
     check(p, a, b, np.empty(p.result_shape, np.float32))
 
 
+@pytest.mark.parametrize("inner", [2, 3, 4, 8])
+@pytest.mark.parametrize("groups", [1, 2, 7])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_groups_of_channels_that_vectors_hold(inner, groups, dtype):
+    channels = inner * groups
+    layer = {"padding": 1, "stride": (2, 1), "groups": groups, "dtype": dtype}
+    p = weight_gradient((2, channels, 9, 11), (channels, inner, 3, 2), True, **layer)
+    a, b, _, _ = make_operands(p)
+    check(p, a, b, np.empty(p.result_shape, p.result_dtype))
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize(
     ("stride", "dilation"), [(1, 1), (2, 1), (3, 1), (1, 2), (2, 2), (4, 2), (2, 4), (3, 2), (2, 3)]

@@ -33,7 +33,7 @@ from fastconv.arrays import named_dtype
 from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.copying import SPLITS
 from fastconv.cpu.costs import CostModel, Work, gathering
-from fastconv.cpu.depthwise_cut import BLOCKING, Cut
+from fastconv.cpu.depthwise_cut import BLOCKING, Cut, grouped_in_vectors
 from fastconv.cpu.depthwise_phases import Phases, alone, together
 from fastconv.cpu.depthwise_pixels import convolve_pixels
 from fastconv.cpu.depthwise_planes import convolve_planes
@@ -67,10 +67,9 @@ def _compiled(dtype_name: str, result_name: str, accumulator_name: str, parts: i
 def _parts(problem: ConvProblem) -> int:
     """Of how many channels the groups are, where vectors hold neighbouring output channels; elsewhere 0."""
     pieces = lower(problem)
-    if not (problem.channels_last and pieces) or pieces[0].in_channels != pieces[0].out_channels:
+    if not (problem.channels_last and pieces):
         return 0
-    parts, lanes = pieces[0].in_channels, padded(1, named_dtype(problem.accumulator_dtype).itemsize)
-    return 0 if parts == 0 or lanes % parts else parts
+    return grouped_in_vectors(pieces[0], named_dtype(problem.accumulator_dtype).itemsize)
 
 
 def _phases(problem: ConvProblem) -> tuple[Phases, ...]:

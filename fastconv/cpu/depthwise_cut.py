@@ -18,6 +18,7 @@ from fastconv.cpu.depthwise_phases import Phases
 from fastconv.cpu.depthwise_tile import HEIGHTS, LONGEST_RUN, STRIP
 from fastconv.cpu.jit import inline
 from fastconv.cpu.microkernel import odd_lines, padded
+from fastconv.lowering import Correlation
 from fastconv.remembering import once
 from fastconv.settings import available_cores
 
@@ -56,6 +57,12 @@ def task_of(task, geo, block):  # type: ignore[no-untyped-def]
     vector = block.lanes if block.pixels else 1
     slots = min(block.slots, (geo.groups + vector - 1) // vector - first)
     return place, n, first, slots, d, h, w, min(block.rows, geo.count[1] - h), min(block.columns, geo.count[2] - w)
+
+
+def grouped_in_vectors(c: Correlation, itemsize: int) -> int:
+    """Of how many channels the groups are, in and out, if vectors hold whole groups of them; else 0."""
+    inner = c.in_channels
+    return inner if inner == c.out_channels > 0 and padded(1, itemsize) % inner == 0 else 0
 
 
 def _up(n: int, to: int) -> int:

@@ -15,7 +15,8 @@ done, and only then are the lanes of each added up:
 
 Of the sums of the last vector of a row only the lanes that lie in the row are kept: masking sums costs nothing, and what
 lies beyond a row, NaN or not, is never multiplied by zero. A vector that would end beyond the array is read from a copy.
-Where lone channels lie side by side in memory, vectors hold neighbouring ones and lanes are never added up.
+Where channels lie side by side in memory, in groups of one or another power of two, vectors hold neighbouring ones and
+lanes are never added up. dy is then copied to scratch memory in the order in which x is staged (`depthwise_pixels`).
 
 Where there are too few groups to keep threads busy, positions and images are split too, into parts that the problem
 alone determines, and the parts are added up in their order.
@@ -26,6 +27,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache, lru_cache
 from typing import Any
 
@@ -34,8 +36,9 @@ import numpy as np
 from fastconv import recycling
 from fastconv.arrays import named_dtype
 from fastconv.cpu.algorithm import CpuAlgorithm
-from fastconv.cpu.copying import convert_planes
+from fastconv.cpu.copying import deal_pixels
 from fastconv.cpu.costs import CostModel, Work
+from fastconv.cpu.depthwise_cut import grouped_in_vectors
 from fastconv.cpu.depthwise_pixels import stage_pixels
 from fastconv.cpu.depthwise_planes import stage_planes
 from fastconv.cpu.depthwise_weight_tile import MOST_BESIDE, SIDE_BY_SIDE, STEPS, TILE, add_taps, sum_lanes
@@ -178,14 +181,18 @@ def _from_planes(  # type: ignore[no-untyped-def]
 def _from_pixels(  # type: ignore[no-untyped-def]
     first, last, x, gradient, weight, geometry, blocking, steps, tiles, order, half, scratch
 ):  # fmt: skip
-    """The same for groups of one channel; vectors hold neighbouring ones, and tiles lie along the row."""
+    """The same where vectors hold neighbouring output channels, and tiles lie along the row.
+
+    `geometry` counts each output channel as a group; `tiles` has axes as :func:`parts_of` says.
+    """
     geo, block = geometry[0], blocking[0]
-    lone = gradient[0, 0, 0]  # of three axes: see `parts_of`
+    inner = geo.in_channels
     lanes, size, slot = block.lanes, scratch.itemsize, steps[0].slot
     sums_slot = block.vectors * lanes
     all_blocks = geo.batch * block.blocks[2] * block.blocks[3] * block.blocks[4]
-    side_by_side = gradient.strides[0] == gradient.itemsize
-    in_place = side_by_side and gradient.itemsize == size and half == 0
+    side_by_side = gradient.strides[0] == inner * gradient.itemsize
+    side_by_side = side_by_side and (inner == 1 or gradient.strides[1] == gradient.itemsize)
+    in_place = side_by_side and inner == 1 and gradient.itemsize == size and half == 0
     known = -1
     for task in range(first, last):
         part, _, _, s_first = _slots_of(task, geo, block)
@@ -203,12 +210,12 @@ def _from_pixels(  # type: ignore[no-untyped-def]
                 x, n, s_first, slots, d, h * geo.stride[1] - geo.offset[1], w * geo.stride[2] - geo.offset[2],
                 (rows - 1) * geo.stride[1] + (geo.kernel[1] - 1) * geo.dilation[1] + 1,
                 (columns - 1) * geo.stride[2] + (geo.kernel[2] - 1) * geo.dilation[2] + 1,
-                geo, block, slot, half, lone, scratch,
+                geo, block, slot, half, tiles, scratch,
             )  # fmt: skip
             for i in range(slots):
                 g, here = g_first + i * lanes, min(lanes, groups - i * lanes)
                 sums, staged = block.sums + i * sums_slot, i * slot
-                begin = g * gradient.strides[0] + n * gradient.strides[2] + d * gradient.strides[3]
+                begin = g * gradient.itemsize + n * gradient.strides[2] + d * gradient.strides[3]
                 begin += h * gradient.strides[4] + w * gradient.strides[5]
                 if in_place and here == lanes:
                     for tile in range(tiles.shape[0]):
@@ -217,38 +224,46 @@ def _from_pixels(  # type: ignore[no-untyped-def]
                             gradient.strides[4], 1, rows, columns, lanes,
                         )  # fmt: skip
                     continue
-                if side_by_side:
-                    convert_planes(
-                        scratch, block.copied, columns * lanes, lanes, gradient, begin, gradient.strides[4],
-                        gradient.strides[5], rows, columns, here, half,
-                    )  # fmt: skip
-                else:
-                    for r in range(rows):
-                        for q in range(columns):
-                            at = block.copied + (r * columns + q) * lanes
-                            for j in range(here):
-                                scratch[at + j] = load(gradient[g + j, 0, n, d, h + r, w + q], half)
+                for r in range(rows):
+                    at = block.copied + r * columns * lanes
+                    if side_by_side:
+                        deal_pixels(
+                            scratch, at, 0, lanes, gradient, begin + r * gradient.strides[4], gradient.strides[5],
+                            columns, here, half, tiles,
+                        )  # fmt: skip
+                        continue
+                    for q in range(columns):
+                        for j in range(here):
+                            of_group, o = divmod(g + j, inner)
+                            to = at + q * lanes + o * (lanes // inner) + j // inner
+                            scratch[to] = load(gradient[of_group, o, n, d, h + r, w + q], half)
                 for tile in range(tiles.shape[0]):
                     add_taps(
                         scratch, sums, 0, staged, tiles, tile, steps, scratch, block.copied * size, 0, lanes * size,
-                        columns * lanes * size, 1, rows, columns, here,
+                        columns * lanes * size, 1, rows, columns, lanes,
                     )  # fmt: skip
         for i in range(slots):
             for tap in range(order.shape[0]):
                 sums = block.sums + i * sums_slot + order[tap] * lanes
                 for j in range(min(lanes, groups - i * lanes)):
-                    weight[part, g_first + i * lanes + j, 0, tap] = scratch[sums + j]
+                    g, o = divmod(g_first + i * lanes + j, inner)
+                    weight[part, g, o, tap] = scratch[sums + o * (lanes // inner) + j // inner]
 
 
 _planes_kernel, _pixels_kernel = TaskKernel(_from_planes), TaskKernel(_from_pixels)
 
 
+def _axes(inner: int) -> int:
+    """How many axes tell groups of so many channels to :func:`parts_of`; one where vectors lie along the row."""
+    return 2 + inner.bit_length() if inner else 1
+
+
 @cache
-def _compiled(dtype_name: str, accumulator_name: str, pixels: bool) -> Any:
+def _compiled(dtype_name: str, accumulator_name: str, inner: int) -> Any:
     dtype, accumulator = named_dtype(dtype_name), named_dtype(accumulator_name)
-    return (_pixels_kernel if pixels else _planes_kernel).compile(
+    return (_pixels_kernel if inner else _planes_kernel).compile(
         array(dtype, 6), array(dtype, 6), array(accumulator, 4, readonly=False), records(GEOMETRY), records(BLOCKING),
-        records(STEPS), records(TILE), array(np.dtype(np.int64), 1, contiguous=True), integer,
+        records(STEPS), records(TILE, _axes(inner)), array(np.dtype(np.int64), 1, contiguous=True), integer,
         array(accumulator, 1, contiguous=True, readonly=False),
     )  # fmt: skip
 
@@ -269,14 +284,16 @@ def _runs(taps: int, apart: int, longest: int) -> Iterator[Sequence[int]]:
 class _Cut:
     """How the gradient of a forward correlation's weight is cut into tasks, and its taps into tiles."""
 
-    def __init__(self, correlation: Correlation, itemsize: int, pixels: bool) -> None:
+    def __init__(self, correlation: Correlation, itemsize: int, inner: int) -> None:
+        self.inner, pixels = inner, inner > 0
+        if pixels:
+            correlation = replace(correlation, groups=correlation.groups * correlation.out_channels, out_channels=1)
         self.correlation = c = correlation
-        self.pixels = pixels
         self.lanes = lanes = padded(1, itemsize)
         depth, height, width = (max(n, 1) for n in c.count)
         (_, stride, stride_w), (_, dilation, dilation_w) = c.stride, c.dilation
         reach, reach_w = (c.kernel[1] - 1) * dilation + 1, (c.kernel[2] - 1) * dilation_w + 1
-        planes = max(c.in_channels * c.kernel[0], 1)
+        planes = max(c.kernel[0] * (1 if pixels else c.in_channels), 1)
         slots = max(-(-c.groups // lanes) if pixels else c.groups, 1)
         if pixels:
             pixel, columns = lanes, width
@@ -351,29 +368,27 @@ class _Cut:
         found: list[Any] = []  # for each tile, for each of its runs, the taps
         for length, counts in SIDE_BY_SIDE.items():
             chosen = [run for run in runs if len(run) == length]
-            if self.pixels:
+            if self.inner:
                 columns = [[(other, k) for k in run] for run in chosen for other in range(height)]
             else:
                 columns = [[(k, other) for k in run] for run in chosen for other in range(width)]
             found += _evenly(columns, max(counts))
         tiles, order, sums = [], [], 0
-        for k in range(c.in_channels * c.kernel[0]):
+        for channel, kd in itertools.product(range(c.in_channels), range(c.kernel[0])):
+            # A pixel has all channels, number by number; elsewhere each has planes of its own.
+            start = kd * plane + channel * (self.lanes // self.inner if self.inner else c.kernel[0] * plane)
             at = {}
             for columns in found:
                 length = len(columns[0])
                 beside = min(n for n in SIDE_BY_SIDE[length] if n >= len(columns))
-                begins = [k * plane + places[column[0]] for column in columns]
+                begins = [start + places[column[0]] for column in columns]
                 begins += begins[:1] * (MOST_BESIDE - len(begins))  # of sums that nobody reads
                 tiles.append((length, beside, sums, begins))
                 at.update({tap: sums + i for i, tap in enumerate(itertools.chain(*columns))})
                 sums += length * beside
             order += [at[tap] for tap in places]
-        return np.array(tiles, TILE), np.array(order, np.int64), sums
-
-
-def _pixels(problem: ConvProblem, c: Correlation) -> bool:
-    """Whether vectors hold neighbouring channels."""
-    return problem.channels_last and c.in_channels == c.out_channels == 1
+        axes = [1] * (_axes(self.inner) - 1)
+        return np.array(tiles, TILE).reshape(-1, *axes), np.array(order, np.int64), sums
 
 
 @lru_cache(maxsize=1024)
@@ -381,7 +396,8 @@ def _cuts(problem: ConvProblem) -> tuple[_Cut, ...]:
     cuts = []
     for piece in lower(problem):
         c = piece.undone()
-        cuts.append(_Cut(c, named_dtype(problem.accumulator_dtype).itemsize, _pixels(problem, c)))
+        itemsize = named_dtype(problem.accumulator_dtype).itemsize
+        cuts.append(_Cut(c, itemsize, grouped_in_vectors(c, itemsize) if problem.channels_last else 0))
     return tuple(cuts)
 
 
@@ -392,7 +408,7 @@ class _DepthwiseWeightPlan(Plan):
         self._accumulator = named_dtype(problem.accumulator_dtype)
         self._half = HALF_FORMATS.get(problem.dtype, 0)
         self._cuts = _cuts(problem)
-        self._kernels = [_compiled(problem.dtype, problem.accumulator_dtype, cut.pixels) for cut in self._cuts]
+        self._kernels = [_compiled(problem.dtype, problem.accumulator_dtype, cut.inner) for cut in self._cuts]
 
     def pack(self, w: Any) -> Any:
         """The output gradient as it is."""
@@ -418,7 +434,7 @@ def _work(problem: ConvProblem) -> Iterable[Work]:
     contiguous = problem.dtype == problem.accumulator_dtype
     for cut in _cuts(problem):
         c = cut.correlation
-        in_order = contiguous and cut.pixels == problem.channels_last
+        in_order = contiguous and (cut.inner > 0) == problem.channels_last
         read = 0 if in_order and c.padding_mode == "zeros" else cut.counts["staged"]
         read += 0 if in_order else c.batch * c.groups * c.out_channels * c.positions
         yield Work(cut.tasks, cut.counts | {"read": read})

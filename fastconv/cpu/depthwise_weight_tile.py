@@ -21,6 +21,7 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 
+from fastconv.cpu.copying import parts_of
 from fastconv.cpu.emitting import (
     BYTE,
     INDEX,
@@ -51,7 +52,7 @@ TILE = np.dtype([("run", np.int64), ("beside", np.int64), ("sums", np.int64), ("
 STEPS = np.dtype([(name, np.int64) for name in ("slot", "step", "pitch", "classes")])
 
 
-def _define_tile(module: ir.Module, number: ir.Type, run: int, beside: int) -> ir.Function:
+def _define_tile(module: ir.Module, number: ir.Type, run: int, beside: int, parts: int) -> ir.Function:
     """The function of :func:`add_taps` for one shape of tile, with pointers for arrays."""
     from numba.core import cgutils
 
@@ -59,7 +60,7 @@ def _define_tile(module: ir.Module, number: ir.Type, run: int, beside: int) -> i
     lanes = vector_bytes() // size
     vector = ir.VectorType(number, lanes)
     function, known = define(
-        module, f"fastconv_taps_{number}_{lanes}_{run}_{beside}",
+        module, f"fastconv_taps_{number}_{lanes}_{run}_{beside}_{parts}",
         [POINTER, INDEX, POINTER, POINTER, POINTER, POINTER, INDEX, INDEX, INDEX, INDEX, INDEX, INDEX, INDEX],
     )  # fmt: skip
     if known:
@@ -76,6 +77,15 @@ def _define_tile(module: ir.Module, number: ir.Type, run: int, beside: int) -> i
 
     def load(place: ir.Value) -> ir.Value:
         return builder.load(place, align=size, typ=vector)
+
+    def read(place: ir.Value) -> ir.Value:
+        """The inputs of one number of all groups in a vector, again and again: their loads broadcast them."""
+        if parts <= 1:
+            return load(place)
+        groups = lanes // parts
+        values = builder.load(place, align=size, typ=ir.VectorType(number, groups))
+        order = ir.Constant(ir.VectorType(LANE, lanes), [i % groups for i in range(lanes)])
+        return builder.shuffle_vector(values, values, order)
 
     def opaque(place: ir.Value) -> ir.Value:
         """The same pointer, whose origin LLVM does not see: it would keep all addresses below up to date in memory."""
@@ -104,7 +114,7 @@ def _define_tile(module: ir.Module, number: ir.Type, run: int, beside: int) -> i
                 """A row of the input, with the rows of the gradient that some taps of the runs have it meet."""
                 for column, total in zip(columns, totals, strict=True):
                     builder.fence("seq_cst", "singlethread")  # else LLVM loads ahead and has no registers for it
-                    values = load(moved(builder, column, builder.mul(row, down), number))
+                    values = read(moved(builder, column, builder.mul(row, down), number))
                     for tap, partner in partners.items():
                         before = builder.load(total[tap], typ=vector)
                         builder.store(multiply_add(builder, values, partner, before), total[tap])
@@ -144,7 +154,7 @@ def add_taps(  # type: ignore[no-untyped-def]
     Group g has sums ``scratch[sums + g * sums_slot:]`` and input from ``scratch[staged + g * slot]`` on; ``steps[0]``
     are its :data:`STEPS`. Vector j of row r of its gradient lies ``begin + g * leap + r * stride + j * step`` bytes
     into `gradient`. Of a vector only the first `used` lanes count. There are at least as many rows in a class as taps
-    in a run.
+    in a run. If groups are of :func:`parts_of` the axes of `tiles`, the input is one number of each, for all its lanes.
     """
     from numba import types
 
@@ -170,7 +180,7 @@ def add_taps(  # type: ignore[no-untyped-def]
             *arguments[9:],
         )  # fmt: skip
         shapes = {
-            16 * length + count: _define_tile(builder.module, number, length, count)
+            16 * length + count: _define_tile(builder.module, number, length, count, parts_of(tiles.ndim))
             for length, counts in SIDE_BY_SIDE.items()
             for count in counts
         }

@@ -55,9 +55,9 @@ def array(dtype: np.dtype[Any], ndim: int, *, readonly: bool = True, contiguous:
     return Argument(np.dtype(np.uint16) if dtype.name in HALF_FORMATS else dtype, ndim, contiguous, readonly)
 
 
-def records(dtype: np.dtype[Any]) -> Argument:
+def records(dtype: np.dtype[Any], ndim: int = 1) -> Argument:
     """An argument that is an array of structures."""
-    return Argument(dtype, 1)
+    return Argument(dtype, ndim)
 
 
 class Kernel:

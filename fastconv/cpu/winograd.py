@@ -42,7 +42,7 @@ from fastconv.cpu.direct import DirectPlan
 from fastconv.cpu.microkernel import TILE_VECTORS, padded, tile_pixels
 from fastconv.cpu.plan import PiecewisePlan
 from fastconv.cpu.weight_tiles import WeightTiles
-from fastconv.cpu.winograd_kernels import BLOCKING, CHUNK, compiled
+from fastconv.cpu.winograd_kernels import BLOCKING, CHUNK, compiled, compiled_pack
 from fastconv.lowering import Correlation, lower
 from fastconv.machine import vector_bytes
 from fastconv.problem import ConvProblem, Triple
@@ -205,7 +205,9 @@ class _WinogradPlan(PiecewisePlan):
         super().__init__(problem, lambda piece: _Cut(piece, window, self._accumulator, workspace_limit))
         self.pack_key = f"windows of {window}, {self.pack_key}, {[cut.ahead for cut in self._cuts]}"
         self._problem = problem
-        self._kernel, self._pack = compiled(problem.dtype, problem.result_dtype, problem.accumulator_dtype)
+        self._kernel = compiled(problem.dtype, problem.result_dtype, problem.accumulator_dtype)
+        if any(cut.ahead for cut in self._cuts):
+            self._pack = compiled_pack(problem.accumulator_dtype)
         self._arrange = WeightTiles(problem)
 
     def pack(self, w: Any) -> Any:

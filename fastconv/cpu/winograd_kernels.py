@@ -334,16 +334,23 @@ _kernel, _pack_kernel = TaskKernel(_winograd), TaskKernel(_pack)
 
 
 @cache
-def compiled(dtype_name: str, result_name: str, accumulator_name: str) -> tuple[Any, Any]:
-    """The kernel, and the one that packs weights."""
+def compiled(dtype_name: str, result_name: str, accumulator_name: str) -> Any:
+    """The kernel."""
     dtype, result, accumulator = map(named_dtype, (dtype_name, result_name, accumulator_name))
     vector = array(accumulator, 1, contiguous=True)
     memory = array(accumulator, 1, contiguous=True, readonly=False)
     matrix = array(accumulator, 2, contiguous=True, readonly=False)
     failed = array(np.dtype(np.uint8), 4, contiguous=True, readonly=False)
     table = array(np.dtype(np.int64), 1, contiguous=True)
-    kernel = _kernel.compile(
+    return _kernel.compile(
         array(dtype, 6), matrix, array(result, 6, readonly=False), vector, array(result, 6), failed, records(GEOMETRY),
         records(BLOCKING), table, table, integer, integer, vector, memory,
     )  # fmt: skip
-    return kernel, _pack_kernel.compile(matrix, *[integer] * 7, matrix, memory)
+
+
+@cache
+def compiled_pack(accumulator_name: str) -> Any:
+    """The kernel that transforms weights ahead."""
+    number = named_dtype(accumulator_name)
+    matrix, memory = (array(number, ndim, contiguous=True, readonly=False) for ndim in (2, 1))
+    return _pack_kernel.compile(matrix, *[integer] * 7, matrix, memory)

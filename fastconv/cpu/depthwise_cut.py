@@ -34,8 +34,9 @@ _FEWEST_ROWS = 4  # fewer rows of results are better covered by tiles that lie a
 #: How a correlation is cut: `blocks` tasks along groups, height and width, of so many `slots` of groups, rows and
 #: columns. A `plane` is what is staged of one (channel, kd); its rows are `row` elements apart, its pixels or elements
 #: `pixel`, the parts of a row `part`. Results in scratch memory begin at `sums` and go on for the next phase of a row
-#: every `sums_phase`, for a group every `sums_slot`, for a row of the tile every `sums_pitch`, for a tile every
-#: `sums_step`; a vector of `bias` follows. `grid` says how many phases there are along height and width.
+#: every `sums_phase`, for a group every `sums_slot`, for a row of the tile every `sums_pitch`, for a tile, or a row of
+#: those that lie along it, every `sums_step`; a vector of `bias` follows. `grid` says how many phases there are along
+#: height and width.
 BLOCKING = np.dtype(
     [(name, np.int64) for name in ("slots", "rows", "columns", "lanes", "pixels", "along", "plane", "row", "pixel")]
     + [(name, np.int64) for name in ("part", "sums", "sums_phase", "sums_slot", "sums_pitch", "sums_step", "bias")]
@@ -130,10 +131,10 @@ class Cut:
                 together = _up(together, 2) // 2
             columns = vectors = -(-columns // -(-columns // max(fitting(), _COLUMNS)))
             part = row = odd_lines(((_up(columns, tall if along else 1) - 1) * stride_w + reach_w) * pixel, itemsize)
-            across, step = _up(columns, tall if along else 1) * lanes, stride_w * pixel
+            across, step = _up(columns, tall if along else 1) * lanes, stride * row if along else stride_w * pixel
             room //= together
         else:
-            room, pixel, step = _STAGED // itemsize, 1, lanes
+            room, pixel, step = _STAGED // itemsize, 1, tall * lanes if along else lanes
             across = _up(columns, tall * lanes if along else lanes)
             part = _up(across + (reach_w - 1) // stride_w, lanes)
             row = stride_w * part
@@ -164,7 +165,7 @@ class Cut:
         turned = 2 if self._turned else 1
         unit = lanes if pixels else 1
         strips = self.strips = np.zeros(len(c.phases), STRIP)
-        strips["slot"], strips["pitch"], strips["step"] = slot, pitch, c.stride[1] * row if along else step
+        strips["slot"], strips["pitch"], strips["step"] = slot, pitch, step
         strips["group_weights"], strips["group_biases"] = c.out_channels * c.reduction * unit, c.out_channels * unit
         strips["height"] = tall
         self._runs = []

@@ -66,15 +66,17 @@ def convolve_planes(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Compute tasks `first` to `last`; `weights` is (G, taps of all phases), and `residual` may have no elements."""
     geo, block = geometry[0], blocking[0]
-    lanes, height, pitch, step = block.lanes, strips[0].height, strips[0].pitch, strips[0].step
-    size, high, wide = scratch.itemsize, block.grid[0], block.grid[1]
+    lanes, size, high, wide = block.lanes, scratch.itemsize, block.grid[0], block.grid[1]
     finished = residual.shape[0] == 0 and activation <= CLIP and y.strides[5] == y.itemsize
     in_vectors = finished and wide == 1
     in_place = in_vectors and half == 0
     woven = finished and half == 0 and (wide == 2 or wide == 4)
     clipped = activation == CLIP and (in_vectors or woven)
-    y_row, line = high * y.strides[4], block.sums_step if block.along else block.sums_pitch
-    y_pitch, y_step = (lanes * y.itemsize, y_row) if block.along else (y_row, lanes * y.itemsize)
+    # A tile has so many rows, and spans so many results of each; `line` is the length of a row of sums.
+    y_row = y_pitch = high * y.strides[4]
+    tall, span, line = strips[0].height, lanes, block.sums_pitch
+    if block.along:
+        tall, span, line, y_pitch = 1, strips[0].height * lanes, block.sums_step, lanes * y.itemsize
     known = -1
     for task in range(first, last):
         place, n, g_first, groups, d, h, w, rows, columns = task_of(task, geo, block)
@@ -88,13 +90,12 @@ def convolve_planes(  # type: ignore[no-untyped-def]
                 (columns - 1) * geo.stride[2] + (geo.kernel[2] - 1) * geo.dilation[2] + 1,
                 geo, block, strips[0].slot, half, scratch,
             )  # fmt: skip
-        vectors = (columns + lanes - 1) // lanes
+        tiles = (columns + span - 1) // span
         corner = n * y.strides[0] + g_first * y.strides[1] + d * y.strides[3] + w * wide * y.strides[5]
         ends = min((w + columns) * wide, y.shape[5])
         for o in range(geo.out_channels):
             for i in range(high):
                 here = max(min(rows, (y.shape[4] - i + high - 1) // high - h), 0)
-                down, across = (vectors, here) if block.along else (here, vectors)
                 begin, bias_at = (
                     corner + o * y.strides[2] + (h * high + i) * y.strides[4],
                     g_first * geo.out_channels + o,
@@ -102,31 +103,26 @@ def convolve_planes(  # type: ignore[no-untyped-def]
                 for j in range(wide):
                     strip = i * wide + j
                     tap = g_first * weights.shape[1] + strips[strip].weights + o * strips[strip].taps
-                    for r in range(0, down, height):
-                        to = begin + r * y_pitch
-                        direct = 0  # tiles of whole vectors
-                        if in_place and r + height <= (columns // lanes if block.along else down):
-                            direct = across if block.along else columns // lanes
+                    for r in range(0, here, tall):
+                        to, staged = begin + r * y_row, r * geo.stride[1] * block.row
+                        direct = columns // span if in_place and r + tall <= here else 0  # tiles of whole vectors
                         if direct > 0:
                             convolve_strip(
-                                y, to, y.strides[1], y_pitch, y_step, scratch, r * pitch, groups, direct, strips, strip,
-                                table, weights, tap, bias, bias_at, parameters, clipped,
+                                y, to, y.strides[1], y_pitch, span * size, scratch, staged, groups, direct, strips,
+                                strip, table, weights, tap, bias, bias_at, parameters, clipped,
                             )  # fmt: skip
-                        if direct < across:
-                            sums = block.sums + j * block.sums_phase + r * block.sums_pitch + direct * block.sums_step
+                        if direct < tiles:
+                            sums = block.sums + j * block.sums_phase + r * line + direct * span
                             convolve_strip(
-                                scratch, sums * size, block.sums_slot * size, block.sums_pitch * size,
-                                block.sums_step * size, scratch, r * pitch + direct * step, groups, across - direct,
-                                strips, strip, table, weights, tap, bias, bias_at, parameters, clipped,
+                                scratch, sums * size, block.sums_slot * size, block.sums_pitch * size, span * size,
+                                scratch, staged + direct * strips[0].step, groups, tiles - direct, strips, strip, table,
+                                weights, tap, bias, bias_at, parameters, clipped,
                             )  # fmt: skip
                             if in_vectors:
-                                left, length = min(height, down - r), columns - direct * lanes
-                                if block.along:
-                                    left, length = across, min(height * lanes, columns - r * lanes)
                                 convert_planes(
-                                    y, (to + direct * y_step) // y.itemsize, y.strides[1] // y.itemsize,
+                                    y, to // y.itemsize + direct * span, y.strides[1] // y.itemsize,
                                     y_row // y.itemsize, scratch, sums * size, block.sums_slot * size, line * size,
-                                    groups, left, length, half,
+                                    groups, min(tall, here - r), columns - direct * span, half,
                                 )  # fmt: skip
                 if woven:
                     weave_planes(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -316,4 +316,10 @@ def _best(piece: Correlation, dtype: np.dtype[Any], workspace_limit: int) -> Cut
 def cuts(problem: ConvProblem, workspace_limit: int) -> tuple[Cut, ...]:
     """For each piece of a problem the cut that is predicted fastest, of those that keep to the limit if any does."""
     dtype = named_dtype(problem.accumulator_dtype)
-    return tuple(_best(piece, dtype, workspace_limit) for piece in lower(problem))
+    best: dict[tuple[Triple, Triple], Cut] = {}  # of 64 pieces, with a stride of 8, most are alike but for their place
+    found = []
+    for piece in lower(problem):
+        if (shape := (piece.kernel, piece.count)) not in best:
+            best[shape] = _best(piece, dtype, workspace_limit)
+        found.append(replace(best[shape], piece=piece))
+    return tuple(found)

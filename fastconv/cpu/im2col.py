@@ -39,7 +39,8 @@ from fastconv.settings import USUAL_WORKSPACE, available_cores, get_num_threads
 
 _TILE = 1 << 20  # bytes of patches (all groups) in a tile, about the L2 cache
 _LEAST, _MOST = 64, 1024  # positions (or output channels): fewer starve the GEMM, more only cost memory
-_PARTS = 4  # of the output channels of a fully connected layer, for each core
+_PARTS = 4  # of the output channels of a fully connected layer, for each core,
+_LEAST_PART = 64 << 10  # of so many weights at least: they are read in the time that Python takes for a task
 _FEW = 8  # images for which weights are read too fast for a BLAS, which first copies them into an order of its own
 _RUN = 1024  # taps of rows and of images that stay in L1 while they are multiplied
 _SHARES = 16  # a tile takes at most this part of the workspace: so many threads may hold one
@@ -215,7 +216,8 @@ def _tiled(piece: Correlation) -> Correlation:
 
 def _parts(piece: Correlation) -> int:
     """Ranges of output channels, several for each core: their weights are read from memory, once, by all cores."""
-    return max(min(_PARTS * available_cores(), piece.out_channels // _LEAST), 1)
+    weights = piece.groups * piece.out_channels * piece.reduction
+    return max(min(_PARTS * available_cores(), piece.out_channels // _LEAST, weights // _LEAST_PART), 1)
 
 
 def _cut(piece: Correlation, itemsize: int, workspace_limit: int) -> _Cut:
@@ -239,8 +241,9 @@ def _work(problem: ConvProblem) -> Iterable[Work]:
                 "product": piece.macs,
                 "weight": weights,
                 "result": piece.batch * piece.groups * piece.out_channels,
+                "task": (parts := _parts(piece)),
             }
-            yield Work(_parts(piece), counts)
+            yield Work(parts, counts)
             continue
         tasks = piece.batch * -(-piece.positions // _tile(piece, 4, USUAL_WORKSPACE))
         positions = piece.batch * piece.groups * piece.positions

@@ -119,6 +119,19 @@ def _columns(spectrum, first, rows, tiling, axis, passes, factors, work, inverse
                   factors[tiling.factors[axis] :], length, lanes, inverse)  # fmt: skip
 
 
+@generic
+def _read_pixels(staged: Any, to: Any, lanes: Any, x: Any, *arguments: Any) -> Any:
+    """Copy the first `groups` lanes of `count` pixels, which begin at byte `begin` of `x`, `step` bytes apart."""
+
+    def read(staged, to, lanes, x, begin, step, count, groups):  # type: ignore[no-untyped-def]
+        copy_planes(staged, to, 0, lanes, x, begin, 0, step, 1, count, groups)
+
+    def leave(staged, to, lanes, x, begin, step, count, groups):  # type: ignore[no-untyped-def]
+        pass  # half types and complex numbers are read one by one
+
+    return read if staged.dtype == x.dtype else leave
+
+
 def _forward(  # type: ignore[no-untyped-def]
     first, last, origin, x, geometry, tilings, passes, factors, spectra, work, row, places, half
 ):  # fmt: skip
@@ -159,9 +172,7 @@ def _forward(  # type: ignore[no-untyped-def]
                         low, high = inside(start, 1, geo.size[2], samples.shape[0])
                         begin = place[0] * x.strides[0] + place[1] * x.strides[1] + channel * x.strides[2]
                         begin += source_d * x.strides[3] + source_h * x.strides[4] + (start + low) * x.strides[5]
-                        copy_planes(
-                            staged, low * lanes, 0, lanes, x, begin, 0, x.strides[5], 1, high - low, groups
-                        )  # fmt: skip
+                        _read_pixels(staged, low * lanes, lanes, x, begin, x.strides[5], high - low, groups)
                     else:
                         read_row(x[place[0], place[1], channel, source_d, source_h], start, 1, mode, half, samples)
                         _scatter(samples, staged, lane, lanes)
@@ -183,12 +194,14 @@ def _forward(  # type: ignore[no-untyped-def]
 
 
 @generic
-def _write_pixels(pixels: Any, lanes: Any, groups: Any, bias: Any, *arguments: Any) -> Any:
+def _write_pixels(
+    pixels: Any, lanes: Any, groups: Any, bias: Any, first: Any, apart: Any, clipped: Any, parameters: Any, stride: Any,
+    y: Any, *arguments: Any,
+) -> Any:  # fmt: skip
     """Add to `groups` lanes of each pixel the biases ``first, first + apart, …``, clip, and write every `stride`-th.
 
     The first goes to element `to` of `y`.
     """
-    from numba import types
 
     def write(pixels, lanes, groups, bias, first, apart, clipped, parameters, stride, y, to, count):  # type: ignore[no-untyped-def]
         if bias.shape[0] > 0 or clipped:
@@ -202,9 +215,9 @@ def _write_pixels(pixels: Any, lanes: Any, groups: Any, bias: Any, *arguments: A
         copy_planes(y, to, 0, pitch, pixels, 0, 0, step, 1, count, groups)
 
     def leave(pixels, lanes, groups, bias, first, apart, clipped, parameters, stride, y, to, count):  # type: ignore[no-untyped-def]
-        pass  # a complex line is not made of neighbouring lanes
+        pass  # half types are written one by one, and a complex line is not made of neighbouring lanes
 
-    return leave if isinstance(bias.dtype, types.Complex) else write
+    return write if pixels.dtype == y.dtype else leave
 
 
 def _inverse(  # type: ignore[no-untyped-def]

@@ -8,7 +8,7 @@ import pytest
 
 import fastconv
 from fastconv import dispatch
-from fastconv.commands.engines import layer_operands
+from fastconv.commands.engine import layer_operands
 from fastconv.networks import LAYERS
 
 

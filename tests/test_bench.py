@@ -15,7 +15,8 @@ from fastconv.commands import bench_results
 from fastconv.commands.bench_results import Contest, Row, Run, contests
 from fastconv.commands.ceilings import Ceilings
 from fastconv.commands.console import installed
-from fastconv.commands.engines import ENGINES, layer_operands
+from fastconv.commands.engine import layer_operands
+from fastconv.commands.engines import ENGINES
 from fastconv.commands.gpu_ceilings import GpuCeilings
 from fastconv.commands.race import EngineError, Entry, Racer, race
 from fastconv.networks import LAYERS, SURVEY, read_layer

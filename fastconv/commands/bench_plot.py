@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastconv.commands.bench_results import Run, quotient
-from fastconv.commands.engines import Functional
+from fastconv.commands.own_engines import Functional
 
 _COLOURS = ("#1f6fb4", "#e07b28", "#3a9a5b", "#8a5fb0")
 

@@ -11,16 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastconv.arrays import named_dtype
-from fastconv.commands.engines import (
-    ENGINES,
-    ChannelsLast,
-    CudnnFused,
-    Functional,
-    Prepared,
-    PreparedChannelsLast,
-    PyTorch,
-    PyTorchChannelsLast,
-)  # fmt: skip
+from fastconv.commands.engines import ENGINES
+from fastconv.commands.own_engines import ChannelsLast, Functional, Prepared, PreparedChannelsLast
+from fastconv.commands.peers import CudnnFused, PyTorch, PyTorchChannelsLast
 from fastconv.commands.race import Entry
 from fastconv.networks import Layer
 

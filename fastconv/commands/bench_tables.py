@@ -6,7 +6,7 @@ from collections import Counter
 
 from fastconv.commands.bench_results import Contest, Row, Run, contests, geometric_mean, quotient
 from fastconv.commands.console import table
-from fastconv.commands.engines import Functional, Prepared, PreparedChannelsLast
+from fastconv.commands.own_engines import Functional, Prepared, PreparedChannelsLast
 from fastconv.commands.race import Entry
 
 _WORST = 4  # rows named in a summary

@@ -187,7 +187,7 @@ class _Server:
 
     def load(self, layer: Layer, dtype: str) -> tuple[str, Any]:
         """Prepare a layer and run it once; the algorithm's name, and the result or some images of it."""
-        from fastconv.commands.engines import layer_operands
+        from fastconv.commands.engine import layer_operands
 
         if layer.op not in self._engine.ops:
             raise Declined(f"it has no {layer.op}")

@@ -274,7 +274,7 @@ class Im2col(CpuAlgorithm):
     running = CostModel(
         _work,
         {
-            "product": 2.6e-11,
+            "product": 3e-11,
             "weight": 1.35e-10,
             "arranged": 4e-10,  # weights, by the BLAS, for each tile
             "patch element": 5.7e-10,

@@ -289,7 +289,7 @@ def _running(window: int) -> CostModel:
         4: {"product": 2.5e-11, "tile": 2.5e-8, "input": 1.6e-10, "weight": 8e-11, "transformed": 4.1e-10,
             "result": 1e-9, "dilated": 8.4e-10, "row": 2e-7, "task": 6.5e-7, "call": 1.5e-5},
         6: {"product": 2.5e-11, "tile": 9e-9, "input": 2.3e-10, "weight": 5.4e-11, "transformed": 2e-10,
-            "result": 1.6e-9, "dilated": 9e-10, "row": 2.5e-7, "task": 7e-7, "call": 1.5e-5},
+            "result": 1.3e-9, "dilated": 9e-10, "row": 2.5e-7, "task": 7e-7, "call": 1.5e-5},
     }  # fmt: skip
     return CostModel(lambda problem: (cut.work for cut in _cuts(problem, window)), rates[window])
 

@@ -161,7 +161,7 @@ _kernel = TaskKernel(_space_to_depth)
 class _SpaceToDepthPlan(Plan):
     def __init__(self, problem: ConvProblem, workspace_limit: int) -> None:
         deep, left = _deep(problem), max(workspace_limit - _copied(problem), 0)
-        self._problem, (self._piece,) = problem, lower(problem)
+        self._problem, self._pieces = problem, lower(problem)
         self._shape = deep.batch, deep.groups, deep.in_channels // deep.groups, *deep.size
         self._dtype = named_dtype(problem.dtype)
         self._plan = fastest(deep).plan(deep, left)
@@ -184,13 +184,17 @@ class _SpaceToDepthPlan(Plan):
         return self._plan.pack(deep), deep
 
     def run(self, x: Any, packed: Any, y: Any, bias: Any, residual: Any) -> None:
+        if not self._pieces:  # there is no result
+            return
         n, groups, channels, *size = self._shape
         last = self._problem.channels_last
         copied = recycling.empty((math.prod(self._shape),), self._bits)
         tasks = n * size[0] * size[1]
         found = np.empty(tasks, np.uint8)
-        self._kernel(tasks, copied.size, 0, x.view(self._bits), self._piece.geometry, _axes(self._problem), int(last),
-                     _EXPONENTS[self._problem.dtype], found, copied)  # fmt: skip
+        self._kernel(
+            tasks, copied.size, 0, x.view(self._bits), self._pieces[0].geometry, _axes(self._problem), int(last),
+            _EXPONENTS[self._problem.dtype], found, copied,
+        )  # fmt: skip
         for_other, taps = packed
         if found.any():
             plan = DirectPlan(self._problem)

@@ -61,6 +61,7 @@ def gpu() -> Machine:
     return Machine(cores, flops, bandwidth, launch=5e-6)
 
 
+@cache
 def cpu_model() -> str:
     """The CPU's name, as its maker gives it."""
     import platform

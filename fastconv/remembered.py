@@ -14,13 +14,13 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastconv import machine, settings
+from fastconv.files import write_at_once
 from fastconv.problem import Activation, ConvProblem
 
 
@@ -76,16 +76,7 @@ def write(path: Path, found: dict[str, Any]) -> None:
     OSError
         If the folder cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(found, indent=1)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_at_once(path, json.dumps(found, indent=1).encode())
 
 
 def forget() -> int:
@@ -134,16 +125,20 @@ def _seconds(times: Any) -> dict[str, float]:
     return times
 
 
-@cache
 def _version(device: str) -> str:
     """A name for everything that times depend on beside the problem."""
+    return _named(device, machine.identity(device))
+
+
+@cache
+def _named(device: str, identity: str) -> str:
     here = Path(__file__).parent
     sources: list[Any] = [here / "lowering.py", *sorted((here / device).glob("*.py"))]
     if device == "gpu":
         from fastconv.gpu.source import directory
 
         sources += sorted(directory().iterdir(), key=lambda file: file.name)
-    return digest(machine.identity(device).encode(), *(file.read_bytes() for file in sources))
+    return digest(identity.encode(), *(file.read_bytes() for file in sources))
 
 
 def digest(*parts: bytes) -> str:

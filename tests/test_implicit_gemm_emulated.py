@@ -411,7 +411,6 @@ def test_the_configuration_measured_fastest_is_taken_and_shown(monkeypatch, tmp_
     monkeypatch.setattr(machine, "gpu", lambda: Machine(132, 6e13, 3e12, 5e-6))
     for module in ("dispatch", "explanation"):
         monkeypatch.setattr(f"fastconv.{module}.why_no_gpu", lambda: None)
-    remembered._version.cache_clear()
     calling.choose_anew()
     problem = forward((8, 28, 28, 64), (64, 64, 3, 3), dtype="float16", data_format="NHWC", padding=1)
     assert choose(problem, "gpu", "implicit_gemm").configuration == ""
@@ -428,4 +427,3 @@ def test_the_configuration_measured_fastest_is_taken_and_shown(monkeypatch, tmp_
         assert "-> 0.01 ms measured (128x64)" in str(explanation)
     finally:
         calling.choose_anew()
-        remembered._version.cache_clear()

@@ -145,7 +145,6 @@ def test_numpy_arrays_go_where_it_pays(monkeypatch, tmp_path, on_gpu, expected):
     """By measured times of both devices and the costs of copies."""
     monkeypatch.setenv("FASTCONV_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("fastconv.machine.identity", lambda device: f"a {device}")
-    monkeypatch.setattr(remembered, "_version", remembered._version.__wrapped__)  # remembers nothing of that machine
     monkeypatch.setattr(dispatch, "why_no_gpu", lambda: None)
     problem = dataclasses.replace(LARGE, batch_shape=(4,))
     for device, seconds in (("cpu", 20e-3), ("gpu", on_gpu)):

@@ -11,7 +11,6 @@ import ctypes
 import hashlib
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -25,6 +24,7 @@ import llvmlite.binding as llvm
 import numpy as np
 
 from fastconv import settings
+from fastconv.files import write_at_once
 from fastconv.machine import vector_bytes
 
 if TYPE_CHECKING:
@@ -113,13 +113,11 @@ def _kept(name: str, key: bytes, make: Callable[[], bytes]) -> bytes:
 
 
 def _save(path: Path, content: bytes) -> None:
-    """Write a file at once, whoever else is writing it or reading it."""
-    if not path.parent.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """Keep a file; the first one of a generation makes room for it."""
+    first = not path.parent.exists()
+    write_at_once(path, content)
+    if first:
         _forget_unused(path.parent.parent)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content)
-    os.replace(file.name, path)
 
 
 def _forget_unused(home: Path) -> None:

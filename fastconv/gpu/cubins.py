@@ -8,12 +8,11 @@ rest.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from fastconv.files import write_at_once
 from fastconv.gpu.source import program
 from fastconv.settings import cache_directory
 
@@ -64,13 +63,5 @@ def cubin(file: str, options: Sequence[str]) -> bytes:
     finally:
         nvrtc.destroyProgram(handle)
     with suppress(OSError):  # a read-only or full disk costs the next process a compilation, no more
-        _save(path, code)
+        write_at_once(path, code)
     return code
-
-
-def _save(path: Path, code: bytes) -> None:
-    """Write a file at once, whoever else is writing it or reading it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as scratch:
-        scratch.write(code)
-    os.replace(scratch.name, path)

@@ -284,16 +284,6 @@ def read_pixels(planes, first_h, step_h, first_w, step_w, mode, half, out, pitch
 
 
 @inline
-def write_plane(sums, pitch, added, has_residual, residual, activation, parameters, half, plane):  # type: ignore[no-untyped-def]
-    """Write ``act(sums + residual + added)`` to a plane of the result; rows of sums lie a `pitch` apart."""
-    for r in range(plane.shape[0]):
-        done = sums[r * pitch : r * pitch + plane.shape[1]]
-        if has_residual:
-            add_row(done, residual[r], half)
-        write_row(done, added, activation, parameters, half, plane[r])
-
-
-@inline
 def add_row(sums, row, half):  # type: ignore[no-untyped-def]
     """Add a row of the result's dtype to sums."""
     for j in range(sums.shape[0]):

@@ -26,7 +26,7 @@ import numpy as np
 from fastconv import recycling
 from fastconv.arrays import named_dtype
 from fastconv.cpu.costs import CostModel, Work
-from fastconv.cpu.rewriting import Rewriting, fastest
+from fastconv.cpu.rewriting import Rewriting, RewritingPlan
 from fastconv.lowering import lower
 from fastconv.problem import ConvProblem
 from fastconv.registry import Plan, register
@@ -56,12 +56,7 @@ def _apart(array: Any) -> Any:
     return parts
 
 
-class _PartsPlan(Plan):
-    def __init__(self, problem: ConvProblem, workspace_limit: int) -> None:
-        real, left = _real(problem), max(workspace_limit - _copied_bytes(problem), 0)
-        self._plan = fastest(real).plan(real, left)
-        self.pack_key = "parts", fastest(real).name, self._plan.pack_key
-
+class _PartsPlan(RewritingPlan):
     def pack(self, w: Any) -> Any:
         """The matrix of parts, in the form that the real algorithm wants."""
         groups, outer, inner, *kernel = w.shape
@@ -69,14 +64,14 @@ class _PartsPlan(Plan):
         parts[:, 0, :, 0] = parts[:, 1, :, 1] = w.real
         parts[:, 1, :, 0] = w.imag
         np.negative(w.imag, out=parts[:, 0, :, 1])
-        return self._plan.pack(parts.reshape(groups, 2 * outer, 2 * inner, *kernel))
+        return self._other.pack(parts.reshape(groups, 2 * outer, 2 * inner, *kernel))
 
     def run(self, x: Any, packed: Any, y: Any, bias: Any, residual: Any) -> None:
         n, groups, outer, *size = y.shape
         if bias is not None:
             bias = np.stack((bias.real.reshape(groups, outer), bias.imag.reshape(groups, outer)), axis=1).ravel()
         sums = recycling.empty((n, groups, 2 * outer, *size), y.real.dtype)
-        self._plan.run(_apart(x), packed, sums, bias, None if residual is None else _apart(residual))
+        self._other.run(_apart(x), packed, sums, bias, None if residual is None else _apart(residual))
         y.real, y.imag = sums[:, :, :outer], sums[:, :, outer:]
 
 
@@ -86,10 +81,6 @@ def _copied(problem: ConvProblem) -> int:
     x, y, w = (math.prod(shape) for shape in (p.x_shape, p.y_shape, p.w_shape))
     source, result = {"forward": (x, y), "input_grad": (y, x), "weight_grad": (x, w)}[p.op]
     return source + result * (1 + p.residual)
-
-
-def _copied_bytes(problem: ConvProblem) -> int:
-    return _copied(problem) * named_dtype(problem.dtype).itemsize
 
 
 def _running(problem: ConvProblem) -> Iterable[Work]:
@@ -112,7 +103,7 @@ class Parts(Rewriting):
         return _real(problem)
 
     def copied_bytes(self, problem: ConvProblem) -> int:
-        return _copied_bytes(problem)
+        return _copied(problem) * named_dtype(problem.dtype).itemsize
 
     def why_not(self, problem: ConvProblem) -> str | None:
         if not problem.dtype.startswith("complex"):
@@ -120,7 +111,7 @@ class Parts(Rewriting):
         return self.too_large(problem)
 
     def plan(self, problem: ConvProblem, workspace_limit: int) -> Plan:
-        return _PartsPlan(problem, workspace_limit)
+        return _PartsPlan(self, problem, workspace_limit)
 
 
 register(Parts())

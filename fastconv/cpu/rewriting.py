@@ -9,7 +9,7 @@ from fastconv import machine
 from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem, Triple
-from fastconv.registry import Algorithm, algorithms
+from fastconv.registry import Algorithm, Plan, algorithms
 from fastconv.settings import USUAL_WORKSPACE
 
 
@@ -61,3 +61,13 @@ class Rewriting(CpuAlgorithm):
     def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:
         copies, other = self.copied_bytes(problem), self.rewritten(problem)
         return copies + fastest(other).workspace_bytes(other, max(workspace_limit - copies, 0))
+
+
+class RewritingPlan(Plan):
+    """What a rewriting algorithm's plan keeps: the plan `_other` of the algorithm that computes the other problem."""
+
+    def __init__(self, algorithm: Rewriting, problem: ConvProblem, workspace_limit: int) -> None:
+        other = algorithm.rewritten(problem)
+        left = max(workspace_limit - algorithm.copied_bytes(problem), 0)
+        self._other = fastest(other).plan(other, left)
+        self.pack_key = algorithm.name, fastest(other).name, self._other.pack_key

@@ -33,7 +33,7 @@ from fastconv.cpu.costs import CostModel, Work
 from fastconv.cpu.direct import DirectPlan
 from fastconv.cpu.elements import resolve
 from fastconv.cpu.jit import TaskKernel, array, inline, integer, records
-from fastconv.cpu.rewriting import Rewriting, fastest
+from fastconv.cpu.rewriting import Rewriting, RewritingPlan
 from fastconv.cpu.rows import inside, read_row, split_row
 from fastconv.lowering import GEOMETRY, lower
 from fastconv.problem import ConvProblem
@@ -158,14 +158,13 @@ def _space_to_depth(first, last, x, geometry, layout, channels_last, exponent, f
 _kernel = TaskKernel(_space_to_depth)
 
 
-class _SpaceToDepthPlan(Plan):
-    def __init__(self, problem: ConvProblem, workspace_limit: int) -> None:
-        deep, left = _deep(problem), max(workspace_limit - _copied(problem), 0)
-        self._problem, self._pieces = problem, lower(problem)
+class _SpaceToDepthPlan(RewritingPlan):
+    def __init__(self, algorithm: Rewriting, problem: ConvProblem, workspace_limit: int) -> None:
+        super().__init__(algorithm, problem, workspace_limit)
+        deep = algorithm.rewritten(problem)
+        self._problem, self._pieces, self._axes = problem, lower(problem), _axes(problem)
         self._shape = deep.batch, deep.groups, deep.in_channels // deep.groups, *deep.size
         self._dtype = named_dtype(problem.dtype)
-        self._plan = fastest(deep).plan(deep, left)
-        self.pack_key = "space_to_depth", fastest(deep).name, self._plan.pack_key
         self._bits = np.dtype(f"i{self._dtype.itemsize}")
         memory = array(self._bits, 1, contiguous=True, readonly=False)
         self._kernel = _kernel.compile(
@@ -176,12 +175,12 @@ class _SpaceToDepthPlan(Plan):
     def pack(self, w: Any) -> Any:
         """The weight of the convolution of stride 1, in the form that the other algorithm wants and as it is."""
         groups, outer, inner, *kernel = w.shape
-        (phases_h, phases_w), (taps_h, taps_w) = (_axes(self._problem)[0][name].tolist() for name in ("phases", "taps"))
+        (phases_h, phases_w), (taps_h, taps_w) = (self._axes[0][name].tolist() for name in ("phases", "taps"))
         padded = np.zeros((groups, outer, inner, kernel[0], taps_h * phases_h, taps_w * phases_w), w.dtype)
         padded[..., : kernel[1], : kernel[2]] = w
         split = padded.reshape(groups, outer, inner, kernel[0], taps_h, phases_h, taps_w, phases_w)
         deep = split.transpose(0, 1, 5, 7, 2, 3, 4, 6).reshape(groups, outer, -1, kernel[0], taps_h, taps_w)
-        return self._plan.pack(deep), deep
+        return self._other.pack(deep), deep
 
     def run(self, x: Any, packed: Any, y: Any, bias: Any, residual: Any) -> None:
         if not self._pieces:  # there is no result
@@ -192,7 +191,7 @@ class _SpaceToDepthPlan(Plan):
         tasks = n * size[0] * size[1]
         found = np.empty(tasks, np.uint8)
         self._kernel(
-            tasks, copied.size, 0, x.view(self._bits), self._pieces[0].geometry, _axes(self._problem), int(last),
+            tasks, copied.size, 0, x.view(self._bits), self._pieces[0].geometry, self._axes, int(last),
             _EXPONENTS[self._problem.dtype], found, copied,
         )  # fmt: skip
         for_other, taps = packed
@@ -204,21 +203,16 @@ class _SpaceToDepthPlan(Plan):
         deep = (
             deep.reshape(n, *size, groups, channels).transpose(0, 4, 5, 1, 2, 3) if last else deep.reshape(self._shape)
         )
-        self._plan.run(deep, for_other, y, bias, residual)
+        self._other.run(deep, for_other, y, bias, residual)
 
     def _given(self, deep: Any) -> Any:
         """The weight that was packed."""
-        phases, (kernel_h, kernel_w) = _axes(self._problem)[0]["phases"].tolist(), self._problem.kernel[1:]
+        phases, (kernel_h, kernel_w) = self._axes[0]["phases"].tolist(), self._problem.kernel[1:]
         groups, outer, channels, depth, taps_h, taps_w = deep.shape
         split = deep.reshape(groups, outer, *phases, channels // math.prod(phases), depth, taps_h, taps_w)
         joined = split.transpose(0, 1, 4, 5, 6, 2, 7, 3)
         joined = joined.reshape(*joined.shape[:4], taps_h * phases[0], taps_w * phases[1])
         return joined[..., :kernel_h, :kernel_w]
-
-
-def _copied(problem: ConvProblem) -> int:
-    """Bytes of the copy."""
-    return math.prod(_deep(problem).x_shape) * named_dtype(problem.dtype).itemsize
 
 
 def _running(problem: ConvProblem) -> Iterable[Work]:
@@ -245,7 +239,7 @@ class SpaceToDepth(Rewriting):
         return _deep(problem)
 
     def copied_bytes(self, problem: ConvProblem) -> int:
-        return _copied(problem)
+        return math.prod(_deep(problem).x_shape) * named_dtype(problem.dtype).itemsize
 
     def why_not(self, problem: ConvProblem) -> str | None:
         p = problem
@@ -261,7 +255,7 @@ class SpaceToDepth(Rewriting):
         return self.too_large(p)
 
     def plan(self, problem: ConvProblem, workspace_limit: int) -> Plan:
-        return _SpaceToDepthPlan(problem, workspace_limit)
+        return _SpaceToDepthPlan(self, problem, workspace_limit)
 
 
 register(SpaceToDepth())

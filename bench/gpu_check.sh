@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
 # Tests, verifies and measures fastconv on a machine with a GPU; installs nothing.
 #
-#     bench/gpu_check.sh tests       the GPU tests, then the smallest of them under compute-sanitizer    6 minutes at most
+#     bench/gpu_check.sh tests       the GPU tests                                                       4 minutes at most
+#     bench/gpu_check.sh sanitizer   the smallest of them under compute-sanitizer: out of bounds,        9 minutes at most
+#                                    races, barriers
+#     bench/gpu_check.sh large       arrays of more than 2^31 elements, in 16 GiB of the GPU's memory    8 minutes at most
 #     bench/gpu_check.sh verify      random problems through every algorithm                             2 minutes at most
+#     bench/gpu_check.sh launches    what a call takes of the host, and a first call                     3 minutes at most
 #     bench/gpu_check.sh race DTYPE  float16, bfloat16, tf32 or float32 against cuDNN, at batch 32: with  9 minutes at most
 #                                    bias and ReLU and without, and both gradients
 #     bench/gpu_check.sh             all of them, one after another
@@ -32,11 +36,31 @@ step() { # seconds, name, command...
 
 tests() {
     step 240 tests "$python" -m pytest tests/test_gpu.py tests/test_gpu_streams.py -q -n "${JOBS:-8}" -m "not slow"
-    # Reads and writes of every kernel checked by the hardware's own tool, on the smallest problems.
-    if command -v compute-sanitizer >/dev/null; then
-        step 110 sanitizer compute-sanitizer --error-exitcode 9 "$python" -m pytest tests/test_gpu.py -q -n 0 \
-            -k "agrees_with_direct"
+}
+
+# The hardware's own tool. Kernels of the tensor cores, whose copies and barriers it must not find at fault, each on one
+# small problem; of all other kernels a few random ones.
+sanitizer() {
+    if ! command -v compute-sanitizer >/dev/null; then
+        echo "== sanitizer: compute-sanitizer is not installed (it is in the CUDA toolkit)" | tee -a "$out/gpu-check.log"
+        failed+=("sanitizer (not installed)")
+        return
     fi
+    local checked=("$python" -m pytest tests/test_gpu.py -q -n 0 -p no:cacheprovider)
+    step 180 memcheck compute-sanitizer --tool memcheck --error-exitcode 9 "${checked[@]}" \
+        -k "agrees_with_direct or few_random_problems"
+    for tool in racecheck synccheck; do
+        step 150 "$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 "${checked[@]}" \
+            -k "agrees_with_direct and float16 or few_random_problems"
+    done
+}
+
+large() {
+    step 470 large "$python" -m pytest tests/test_gpu.py -q -n 0 -m slow
+}
+
+launches() {
+    step 170 launches "$python" bench/gpu_launches.py "$out/gpu-launches.json"
 }
 
 verify() {
@@ -72,8 +96,7 @@ PYTHON
 
 dtypes=(float16 float32 bfloat16 tf32)
 case ${1:-all} in
-tests) tests ;;
-verify) verify ;;
+tests | sanitizer | large | verify | launches) "$1" ;;
 race)
     [[ " ${dtypes[*]} " == *" ${2:-} "* ]] || { echo "race ${2:-}: expected one of ${dtypes[*]}" >&2; exit 2; }
     race "$2"
@@ -82,12 +105,15 @@ race)
 all)
     rm -f "$out/gpu-check.log"
     tests
+    sanitizer
+    large
     verify
+    launches
     for dtype in "${dtypes[@]}"; do race "$dtype"; done
     results
     ;;
 *)
-    echo "$1: expected tests, verify, race or nothing" >&2
+    echo "$1: expected tests, sanitizer, large, verify, launches, race or nothing" >&2
     exit 2
     ;;
 esac

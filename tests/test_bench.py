@@ -4,12 +4,14 @@ import itertools
 import json
 import math
 import runpy
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from emulation.runtime import EmulatedRuntime, compiler
 
 from fastconv.commands import bench_results
 from fastconv.commands.bench_results import Contest, Row, Run, contests
@@ -19,9 +21,12 @@ from fastconv.commands.engine import layer_operands
 from fastconv.commands.engines import ENGINES
 from fastconv.commands.gpu_ceilings import GpuCeilings
 from fastconv.commands.race import EngineError, Entry, Racer, race
+from fastconv.gpu import runtime
 from fastconv.networks import LAYERS, SURVEY, read_layer
 from fastconv.reference import reference
-from fastconv.registry import UNIT_ROUNDOFF
+from fastconv.registry import UNIT_ROUNDOFF, algorithms
+
+BENCH = Path(__file__).parents[1] / "bench"
 
 SMALL = {
     kind: read_layer(f"tests {line}")
@@ -119,6 +124,67 @@ def test_contests_ask_each_row_once():
     assert [ratio for ratio, _ in found["NHWC against NCHW"].below] == [0.5]
 
 
+def on_gpu(name, dtype="float16", fused=False):
+    """A run of one layer, in which fastconv takes 2 ms, and a matrix product could do it in 1 ms."""
+    layer = replace(next(layer for layer in LAYERS if str(layer) == name), batch=32, fused=fused)
+    seconds = {"fastconv channels_last": 2e-3, "pytorch channels_last": 5e-3, "pytorch": 8e-3, "cudnn fused": 3e-3}
+    row = Row.of(layer, dtype, [Entry(engine, "direct", time, time) for engine, time in seconds.items()])
+    row = replace(row, entries=(*row.entries, Entry("fastconv"), Entry("fastconv prepared"), Entry("fastconv NHWC")))
+    return Run("gpu", dtype, 1, GpuCeilings("a GPU", dtype, row.gflop * 1e12, row.gflop * 2e12, 3e12), [row])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "bar", "others"),
+    [
+        ("vgg16 conv3_2", {}, 1.0, {"3x3": 0.5}),
+        ("vgg16 conv3_2", {"fused": True}, 1.3, {"3x3": 0.5}),
+        ("resnet50 4_3x3", {"dtype": "float32"}, 1.5, {"3x3": 0.5}),
+        ("resnet50 2_expand", {}, 1.0, {}),
+        ("mobilenetv2 2_dw", {}, 1.0, {"grouped": 2.5}),
+    ],
+)
+def test_on_a_gpu_contests_have_the_bars_that_are_aimed_at(name, options, bar, others):
+    found = {contest.title: contest for contest in contests(on_gpu(name, **options))}
+    against = found["fastconv channels_last against pytorch channels_last"]
+    assert (against.mean, against.bar) == (pytest.approx(2.5), bar)
+    nchw = found["fastconv channels_last against pytorch"]
+    assert (nchw.mean, nchw.bar) == (pytest.approx(4.0), 1.5)
+    means = {
+        title[: len(start)]: c.mean
+        for title, c in found.items()
+        for start in ("3x3", "grouped")
+        if title.startswith(start)
+    }
+    assert means == pytest.approx(others)
+
+
+def test_the_ceilings_stand_beside_each_time():
+    (row,) = bench_results._plain(on_gpu("vgg16 conv3_2"))["rows"]
+    entry = row["entries"][0]
+    assert entry["of_ceilings"]["flops"] == pytest.approx(0.5)
+    assert entry["of_ceilings"]["bfloat16_flops"] == pytest.approx(0.25)
+    assert entry["of_ceilings"]["copy"] == pytest.approx(row["nbytes"] / 2e-3 / 3e12)
+    assert row["entries"][-1]["of_ceilings"] is None
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C++ compiler (c++, g++ or clang++) to emulate CUDA with")
+def test_the_hosts_time_for_a_launch_is_measured_for_every_algorithm():
+    plans = runpy.run_path(str(BENCH / "gpu_launches.py"))["plans"]
+    with runtime.use(EmulatedRuntime()):
+        rows = list(plans(np, lambda: None, calls=1, rows=1))
+    assert {row["call"].removeprefix("plan of ").removesuffix(", depthwise") for row in rows} == {
+        algorithm.name for algorithm in algorithms("gpu")
+    }
+    assert all(row["microseconds"] > 0 for row in rows)
+
+
+def test_the_gpu_script_knows_its_stages():
+    script = BENCH / "gpu_check.sh"
+    done = subprocess.run(["bash", script, "nonsense"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "nonsense: expected tests, sanitizer, large, verify, launches, race or nothing" in done.stderr
+
+
 def test_disturbance_compares_the_median_with_the_least():
     run = Run("cpu", "float32", 1, None, [measured(function=1.0, prepared=3.0)])
     assert run.disturbance == pytest.approx(2.0)
@@ -149,7 +215,7 @@ def test_runs_are_read_as_they_were_written(device, ceilings):
 
 
 def test_a_script_goes_on_where_a_race_fails(tmp_path, monkeypatch, capsys):
-    turns = runpy.run_path(str(Path(__file__).parents[1] / "bench" / "turns.py"))
+    turns = runpy.run_path(str(BENCH / "turns.py"))
 
     def fails():
         raise ValueError("there is no such pooling")

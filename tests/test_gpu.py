@@ -1,6 +1,7 @@
 """The GPU algorithms on a GPU. Without one these tests are skipped; tests/test_cuda_emulated.py then stands in."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -60,8 +61,18 @@ def apply(cupy, algorithm, problem, operands, rng):
 @WITH_EACH
 @pytest.mark.parametrize("block", range(4))
 def test_random_problems(cupy, algorithm, block):
+    check_random_problems(cupy, algorithm, range(100 * block, 100 * block + 100))
+
+
+@WITH_EACH
+def test_a_few_random_problems(cupy, algorithm):
+    """What ``bench/gpu_check.sh`` runs under compute-sanitizer, which takes its time."""
+    check_random_problems(cupy, algorithm, range(12))
+
+
+def check_random_problems(cupy, algorithm, seeds):
     ran = 0
-    for seed in range(100 * block, 100 * block + 100):
+    for seed in seeds:
         rng = np.random.default_rng(seed)
         problem = random_problem(rng)
         operands = random_operands(problem, rng)
@@ -117,8 +128,8 @@ def test_every_hopper_kernel_agrees_with_direct(cupy, dtype):
     reason = ALGORITHMS["implicit_gemm_hopper"].why_not(problem)
     if reason is not None:
         pytest.skip(reason)
-    for tile in implicit_gemm_hopper._TILES:
-        assert implicit_gemm_hopper._is_right(problem, tile), tile
+    for tile, axes in itertools.product(implicit_gemm_hopper._TILES, (3, 4, 5)):
+        assert implicit_gemm_hopper._is_right(problem, tile, axes), (tile, axes)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -10,6 +10,7 @@ from promise import assert_kept
 
 from fastconv.arrays import named_dtype
 from fastconv.gpu import implicit_gemm_hopper, runtime
+from fastconv.gpu.tensor_maps import Pixels
 from fastconv.machine import Machine
 from fastconv.problem import Activation, ConvProblem
 from fastconv.sampling import random_operands, random_values
@@ -244,6 +245,26 @@ def test_a_kernel_that_is_wrong_is_given_up(tile):
         assert "implicit_gemm computes otherwise" in ALGORITHM.why_not(problem)
         assert ALGORITHM.why_not(dataclasses.replace(problem, dtype="bfloat16")) is None
     assert ALGORITHM.why_not(problem) is None
+
+
+class Reversed(EmulatedRuntime):
+    """A device whose driver counts the axes of corners from the other end, as its manual may be read."""
+
+    def encode(self, tensor):
+        if isinstance(tensor, Pixels):
+            tensor = dataclasses.replace(tensor, lower=tensor.lower[::-1], upper=tensor.upper[::-1])
+        return super().encode(tensor)
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_corners_counted_in_another_order_are_found_out(tile, axes):
+    problem = problem_of("forward", (1, *(6,) * axes, 8), (5, 8, *(3,) * axes), padding=1)
+    operands = operands_of(problem)
+    with runtime.use(Reversed()):
+        with pytest.warns(RuntimeWarning, match="implicit_gemm_hopper .* a small convolution"):
+            result = computed(problem, operands)
+        assert_kept(ALGORITHM, problem, result, *operands)
+        assert "found wrong on this device" in ALGORITHM.why_not(problem)
 
 
 REASONS = {

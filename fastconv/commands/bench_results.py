@@ -130,7 +130,7 @@ def contests(run: Run) -> list[Contest]:
         (against, 1.0, lambda row: quotient(row.best(torch), row.best([own]))),
         (f"prepared against the best of {', '.join(rivals)}", 1.0,
          lambda row: quotient(row.best(rivals), row.best([prepared]))),
-        *((f"{ours} against {theirs}", bar, _between(ours, theirs)) for ours, theirs, bar in _GPU_CONTESTS),
+        *_gpu_questions(run),
         ("NHWC against NCHW", 0.9, lambda row: quotient(row.best([prepared]), row.best([last]))),
         ("choice against the fastest algorithm", 0.9, _choice),
     ]  # fmt: skip
@@ -142,16 +142,35 @@ def contests(run: Run) -> list[Contest]:
     return found
 
 
-#: On a GPU: a form of fastconv, an engine, and how many times faster it is meant to be.
-_GPU_CONTESTS = (
-    (ChannelsLast.name, PyTorchChannelsLast.name, 1.0),
-    (ChannelsLast.name, PyTorch.name, 1.5),
-    (ChannelsLast.name, CudnnFused.name, 1.0),
-)
+def _gpu_questions(run: Run) -> list[tuple[str, float, Callable[[Row], float | None]]]:
+    """What is asked of channels-last data on a GPU: how many times faster than PyTorch, and how near to the limit."""
+    ours, cudnn = ChannelsLast.name, PyTorchChannelsLast.name
+
+    def against(theirs: str) -> Callable[[Row], float | None]:
+        return lambda row: quotient(row.best([theirs]), row.best([ours]))
+
+    def if_grouped(row: Row) -> float | None:
+        return against(cudnn)(row) if row.layer.groups > 1 else None
+
+    def share_of_cores(row: Row) -> float | None:
+        if not (run.device == "gpu" and run.ceilings and _is_bound_by_cores(row.layer)):
+            return None
+        return quotient(row.gflop * 1e9 / run.ceilings.flops, row.best([ours]))
+
+    bar = 1.5 if run.dtype == "float32" else 1.3 if run.rows[0].layer.fused else 1.0
+    return [
+        (f"{ours} against {cudnn}", bar, against(cudnn)),
+        (f"{ours} against {PyTorch.name}", 1.5, against(PyTorch.name)),
+        (f"{ours} against {CudnnFused.name}", 1.0, against(CudnnFused.name)),
+        (f"grouped and depthwise: {ours} against {cudnn}", 2.0, if_grouped),
+        (f"3x3 of ResNet, VGG conv3_2: share of a matrix product's rate in {run.dtype}", 0.75, share_of_cores),
+    ]
 
 
-def _between(ours: str, theirs: str) -> Callable[[Row], float | None]:
-    return lambda row: quotient(row.best([theirs]), row.best([ours]))
+def _is_bound_by_cores(layer: Layer) -> bool:
+    """Whether only the rate of multiplying can hold a layer up, at a batch of many images."""
+    in_resnet = layer.network == "resnet50" and layer.kernel == (3, 3)
+    return in_resnet or (layer.network, layer.name) == ("vgg16", "conv3_2")
 
 
 def geometric_mean(ratios: Iterable[float | None]) -> float | None:
@@ -222,12 +241,23 @@ def _plain(run: Run) -> dict[str, Any]:
         plain["ratios"] = {peer.engine: row.ratio(peer) for peer in row.peers}
         for entry in plain["entries"]:
             entry["gflops"] = row.gflop / entry["seconds"] if entry["seconds"] else None
+            entry["of_ceilings"] = _of_ceilings(run.ceilings, row, entry["seconds"])
     found["disturbance"] = run.disturbance
     found["contests"] = [
         {"title": c.title, "bar": c.bar, "rows": len(c.ratios), "below": len(c.below), "geometric_mean": c.mean}
         for c in contests(run)
     ]
     return found
+
+
+def _of_ceilings(ceilings: Ceilings | GpuCeilings | None, row: Row, seconds: float | None) -> dict[str, float] | None:
+    """What a time is of each rate that was measured."""
+    if not (ceilings and seconds):
+        return None
+    flops, nbytes = row.gflop * 1e9 / seconds, row.nbytes / seconds
+    found = {"flops": flops / ceilings.flops, "memory": nbytes / ceilings.memory, "copy": nbytes / ceilings.copy}
+    bfloat16 = getattr(ceilings, "bfloat16_flops", None)  # of GPUs
+    return found | ({"bfloat16_flops": flops / bfloat16} if bfloat16 else {})
 
 
 def _choice(row: Row) -> float | None:

@@ -267,7 +267,8 @@ class ImplicitGemmHopperPlan(Plan):
         if misalignment or not _fits(strides, shape, _itemsize(dtype)):
             return None
         launches = tuple(_launch(piece, dtype, _best_tile(piece, dtype, processors)) for piece in self._pieces)
-        return launches if all(_is_right(self.problem, launch.tile) for launch in launches) else None
+        right = all(_is_right(self.problem, launch.tile, launch.axes) for launch in launches)
+        return launches if right else None
 
     def _make_maps(
         self, index: int, tile: Tile, x: int, x_strides: Words, weight: int, weight_stride: int
@@ -280,12 +281,26 @@ class ImplicitGemmHopperPlan(Plan):
         )
 
 
-def _is_right(problem: ConvProblem, tile: Tile) -> bool:
+# Sizes, kernels and so on of the self-check of maps of three to five axes. No two axes of an image are alike, so that
+# a driver which counts them in another order is found out.
+_CHECKED: dict[int, dict[str, Any]] = {
+    3: {"size": (401,), "kernel": (2,), "padding": ((0, 2),), "stride": 2, "dilation": 1},
+    4: {"size": (13, 37), "kernel": (3, 2), "padding": ((2, 1), (0, 2)), "stride": (1, 2), "dilation": (2, 1)},
+    5: {
+        "size": (3, 7, 21), "kernel": (2, 3, 2), "padding": ((1, 0), (2, 1), (0, 2)), "stride": (1, 1, 2),
+        "dilation": (1, 2, 1),
+    },
+}  # fmt: skip
+
+
+def _is_right(problem: ConvProblem, tile: Tile, axes: int) -> bool:
     """Whether a kernel passes its self-check: two images and rows of channels, several tiles, taps in the padding."""
     channels = (ROW_BYTES + ALIGNMENT) // _itemsize(problem.dtype)
+    geometry = dict(_CHECKED[axes])
+    x_shape, w_shape = (2, *geometry.pop("size"), channels), (tile.channels + 3, channels, *geometry.pop("kernel"))
     small = ConvProblem.forward(
-        2, (2, 13, 17, channels), (tile.channels + 3, channels, 3, 3), dtype=problem.dtype, padding=1,
-        data_format="NHWC", precision=problem.precision,
+        axes - 2, x_shape, w_shape, dtype=problem.dtype, data_format="channels_last", precision=problem.precision,
+        **geometry,
     )  # fmt: skip
     plan, (piece,) = ImplicitGemmHopperPlan(small, 0), lower(small)
     launch = _launch(piece, small.dtype, tile)

@@ -22,12 +22,13 @@ from fastconv.problem import ConvProblem
 from fastconv.registry import Algorithm
 from fastconv.sampling import random_values
 
-_verdicts: dict[tuple[Runtime, int, KernelSpec], bool] = {}
+# Of each kernel on each device: the problems that it was tried on.
+_verdicts: dict[tuple[Runtime, int, KernelSpec], dict[ConvProblem, bool]] = {}
 
 
 def failed(spec: KernelSpec) -> bool:
     """Whether a kernel was found wrong on the current device."""
-    return not _verdicts.get((runtime(), runtime().device(), spec), True)
+    return not all(_verdicts.get((runtime(), runtime().device(), spec), {}).values())
 
 
 def is_right(spec: KernelSpec, problem: ConvProblem, algorithm: Algorithm, run: Callable[..., None]) -> bool:
@@ -36,19 +37,19 @@ def is_right(spec: KernelSpec, problem: ConvProblem, algorithm: Algorithm, run: 
     Parameters
     ----------
     spec : KernelSpec
-        What is judged, once on each device.
+        What is judged, once on each device and problem.
     problem : ConvProblem
-        A small one of one piece, without epilogue.
+        A small one of one piece, without epilogue; another one where the kernel does other things.
     algorithm : Algorithm
         Its tolerance is what is promised.
     run : callable
         Takes six-axis views of x, w and y.
     """
-    key = runtime(), runtime().device(), spec
-    if key not in _verdicts:
+    verdicts = _verdicts.setdefault((runtime(), runtime().device(), spec), {})
+    if problem not in verdicts:
         only_before_capture()
         fault = _fault(problem, algorithm.tolerance(problem), run)
-        _verdicts[key] = fault is None
+        verdicts[problem] = fault is None
         if fault is not None:
             values = " ".join(f"{name}={value}" for name, value in spec.defines)
             warnings.warn(
@@ -56,7 +57,7 @@ def is_right(spec: KernelSpec, problem: ConvProblem, algorithm: Algorithm, run: 
                 RuntimeWarning,
                 stacklevel=2,
             )
-    return _verdicts[key]
+    return verdicts[problem]
 
 
 def _fault(problem: ConvProblem, promised: float, run: Callable[..., None]) -> str | None:

@@ -43,7 +43,9 @@ class Pixels:
     """Tiles that are ``box[0]`` channels of ``box[1]`` consecutive pixels of images (im2col mode).
 
     Along each axis of an image, pixels run by ``steps`` from ``lower`` to ``upper``, which count from the axis's first
-    and last element.
+    and last element. The width comes first, as among the sizes: the driver's manual lists corners as {D, H, W}, but
+    CUTLASS (``copy_traits_sm90_im2col.hpp``) and CubeCL pass them in this order. A kernel's self-check would find out:
+    no two of its axes have the same corners.
     """
 
     dtype: str
@@ -105,6 +107,12 @@ def encode(tensor: Boxes | Pixels) -> tuple[int, ...]:
         status = function(*common, counts(*tensor.box), every, *modes)
     if status:
         raise RuntimeError(f"the CUDA driver does not encode {tensor}: error {status}")
-    if tensor.strides[-1] * tensor.sizes[-1] < _SMALL_BYTES and _driver_version() <= _LAST_TO_CORRECT:
+    if _span(tensor) < _SMALL_BYTES and _driver_version() <= _LAST_TO_CORRECT:
         words[1] &= ~_WRONG_BIT
     return tuple(words.tolist())
+
+
+def _span(tensor: Boxes | Pixels) -> int:
+    """Bytes from the first element of an array to the end of the last one."""
+    itemsize = ROW_BYTES // tensor.box[0]
+    return itemsize + sum((n - 1) * step for n, step in zip(tensor.sizes, (itemsize, *tensor.strides), strict=True))

@@ -26,8 +26,10 @@ _PIXELS = 256  # of a task
 _SEEN = 40 << 10  # elements of the input between its first pixel and its last: they stay in L2 for all outputs
 _PANELS = 1 << 14  # elements of the panels between which a tile's weights stay in L1
 _WEIGHTS = 20 << 10  # bytes of weights that stay in L1: their tiles are multiplied side by side
-_PRODUCTS = 512  # of an element that is staged: with fewer, staging is a good part of the time
 _SUMS = 64 << 10  # sums of a task, over all its channels, which share what was staged
+_TASKS = 4  # for a core; more would share the work no better
+_LATE = 0.15  # of a task
+_STARTED = 50_000  # multiply-adds in the time in which a task is begun
 
 _LEAST_VECTORS = 4  # pixels across the vector must be worth so many
 # What it costs, in multiply-adds of a vector, to write down an element of a patch, from runs and one by one; to turn
@@ -66,7 +68,7 @@ class Cut:
         columns = width if wanted <= 1 else -(-width // (wanted * self.tile)) * self.tile
         rows = self._rows(height, columns, CACHE_LINE // itemsize)
         spatial = c.batch * c.groups * depth * -(-height // rows) * -(-width // columns)
-        channels = self._channels(c.out_channels, spatial, rows * columns)
+        channels = self._channels(c.out_channels, spatial, rows * columns, turned=not (across_pixels or channels_last))
         volume = math.prod(c.kernel)
         # Weights of a single tile of pixels are used once, and need no place in L1: they go by in one long run.
         taps = _TAPS if across_pixels or rows * columns > tile_pixels() else _SUMS
@@ -159,17 +161,29 @@ class Cut:
         steps = [stride // itemsize for stride in strides]
         return np.arange(block["channels"]) * steps[1], grid((block["inputs"], *c.kernel), tuple(steps[2:]))
 
-    def _channels(self, out_channels: int, spatial: int, pixels: int) -> int:
-        """Output channels of a task: whole tiles, as many as share the staging without leaving threads idle.
+    def _channels(self, out_channels: int, spatial: int, pixels: int, turned: bool) -> int:
+        """Output channels of a task: whole tiles, so many that all threads end soon, and at the same time.
 
-        Each core gets two tasks, lest one wait long for another; or one, where more staging would cost more than that.
+        More tasks share the work more evenly, and bring the input more often. The time is that of as many tasks as a
+        core gets, and of a part of one, by which some thread is late.
         """
-        c, each = self._correlation, out_channels * spatial / available_cores()
-        worth = 0 if self._readable else _PRODUCTS * math.prod(c.stride) / max(math.prod(c.kernel), 1)
-        wanted = min(_SUMS // pixels, math.ceil(min(max(each / 2, worth), each)))
-        wanted = -(-max(wanted, 1) // self.tile) * self.tile
-        blocks = -(-out_channels // wanted)
-        return max(min(-(-out_channels // blocks // self.tile) * self.tile if blocks else 1, max(out_channels, 1)), 1)
+        c, cores = self._correlation, available_cores()
+        # What a task does for all of its channels, as so many channels more.
+        per_patch = (_PACKED if c.stride[2] == 1 else _GATHERED) if self.across_pixels else 0.0
+        if not self._readable:
+            per_patch += (_TURNED if turned else _STAGED) * math.prod(c.stride) / max(math.prod(c.kernel), 1)
+        shared = per_patch * self.lanes + _STARTED / max(c.reduction * pixels, 1)
+        least = max(-(-out_channels // max(_SUMS // pixels // self.tile * self.tile, self.tile)), 1)
+        cuts = (
+            max(-(-out_channels // blocks // self.tile), 1) * self.tile
+            for blocks in range(least, max(-(-_TASKS * cores // max(spatial, 1)), least) + 1)
+        )
+
+        def time(channels: int) -> float:
+            tasks = spatial * -(-out_channels // channels)
+            return (-(-tasks // cores) + _LATE * (1 - 1 / cores)) * (channels + shared)
+
+        return max(min(min(cuts, key=time), out_channels), 1)
 
     def _count(self, c: Correlation, window: Window, channels_last: bool) -> Work:
         """What it costs: products (those of idle lanes included), tiles, staging, results, tasks."""

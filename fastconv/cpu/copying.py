@@ -74,7 +74,7 @@ def _define_copy(
         to = moved(builder, target, builder.add(builder.mul(plane, slot), builder.mul(row, pitch)), BYTE)
 
         def copy(at: ir.Value, count: int) -> None:
-            """Elements `at` to `at + count`; `at` is a multiple of `parts`."""
+            """Elements `at` to `at + count`; `at` is a multiple of `parts`, or `count` smaller."""
             vector = ir.VectorType(source_number, count)
             values = builder.load(moved(builder, start, at, source_number), align=source_size, typ=vector)
             values = conversion.emit(builder, values)
@@ -90,10 +90,11 @@ def _define_copy(
                     into = moved(builder, place, i % dealt * (lanes // dealt) + i // dealt, number)
                     builder.store(builder.extract_element(values, LANE(i)), into, align=size)
                 return
-            for part in range(min(parts, count)):
-                chosen = list(range(part, count, parts))
+            part = builder.and_(at, INDEX(parts - 1))
+            for further in range(min(parts, count)):
+                chosen = list(range(further, count, parts))
                 mask = ir.Constant(ir.VectorType(LANE, len(chosen)), chosen)
-                place = moved(builder, to, builder.mul(apart, INDEX(part)), BYTE)
+                place = moved(builder, to, builder.mul(apart, builder.add(part, INDEX(further))), BYTE)
                 place = moved(builder, place, builder.udiv(at, INDEX(parts)), number)
                 builder.store(builder.shuffle_vector(values, values, mask), place, align=size)
 

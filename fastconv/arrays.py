@@ -90,7 +90,7 @@ def adopt(name: str, value: Any) -> tuple[Any, Kind]:
     Raises
     ------
     TypeError
-        If it is none of these, or a torch tensor whose gradient torch would expect to follow.
+        If it is none of these, has a mask, or is a torch tensor whose gradient torch would expect to follow.
 
     Examples
     --------
@@ -100,6 +100,8 @@ def adopt(name: str, value: Any) -> tuple[Any, Kind]:
     """
     if is_plain(value):
         return value, NUMPY
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array: expected one without a mask, such as {name}.filled(0)")
     if isinstance(value, np.ndarray):
         return _plain(value), NUMPY
     if is_tensor(value):
@@ -173,7 +175,11 @@ def _adopt_dlpack(name: str, value: Any) -> tuple[Any, Kind]:
     restore = getattr(namespace, "from_dlpack", None)
     library = type(value).__module__.partition(".")[0]
     if place == _DLPACK_CPU:
-        return _plain(np.from_dlpack(value)), Kind(library, "cpu", restore)
+        try:
+            array = np.from_dlpack(value)
+        except BufferError as error:
+            raise TypeError(f"{name} is a {library} array that NumPy cannot view: {error}") from None
+        return _plain(array), Kind(library, "cpu", restore)
     if place == _DLPACK_CUDA:
         import cupy
 

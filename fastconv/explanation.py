@@ -11,7 +11,8 @@ import numpy as np
 from fastconv import settings
 from fastconv.arrays import named_dtype
 from fastconv.dispatch import choose, configured, estimate, place, why_no_gpu
-from fastconv.problem import ConvProblem, Triple, compute_dtype, ndim_of
+from fastconv.parsing import flag
+from fastconv.problem import DTYPES, ConvProblem, Triple, ndim_of
 from fastconv.registry import Algorithm, algorithms
 
 
@@ -124,9 +125,14 @@ def explain(
 
 def read_problem(x_shape: Any, w_shape: Any, dtype: Any, transposed: bool, options: Mapping[str, Any]) -> ConvProblem:
     """The problem that the arguments of :func:`explain` describe."""
-    numbers = named_dtype(dtype) if isinstance(dtype, str) else np.dtype(dtype)
-    build = ConvProblem.transposed if transposed else ConvProblem.forward
-    return build(ndim_of(w_shape), x_shape, w_shape, dtype=compute_dtype(numbers, numbers), **options)
+    try:
+        name = named_dtype(dtype).name if isinstance(dtype, str) else np.dtype(dtype).name
+    except (TypeError, SyntaxError):  # NumPy reads the text of a structured dtype as Python
+        name = ""
+    if name not in DTYPES:
+        raise TypeError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
+    build = ConvProblem.transposed if flag("transposed", transposed) else ConvProblem.forward
+    return build(ndim_of(w_shape), x_shape, w_shape, dtype=name, **options)
 
 
 def describe(problem: ConvProblem, algorithm: str = "auto", device: str = "auto") -> Explanation:

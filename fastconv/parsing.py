@@ -5,6 +5,7 @@ Spatial values are *lifted* to three axes, whatever the user knows about: a 1-D 
 
 from __future__ import annotations
 
+import math
 import operator
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ DATA_FORMATS = {1: ("NCW", "NWC"), 2: ("NCHW", "NHWC"), 3: ("NCDHW", "NDHWC")}
 # Sizes travel to the kernels as 64-bit integers and are multiplied there; this keeps every product representable.
 LARGEST = 2**31 - 1
 
+_MOST_ELEMENTS = sys.maxsize // np.dtype(np.complex128).itemsize
+
 
 def integer(name: str, value: Any, least: int, most: int = LARGEST) -> int:
     """An integer, Python's or NumPy's, within bounds."""
@@ -31,17 +34,49 @@ def integer(name: str, value: Any, least: int, most: int = LARGEST) -> int:
     except TypeError:
         raise TypeError(f"{name}={value!r}: expected an integer") from None
     if not least <= number <= most:
-        raise ValueError(f"{name}={value!r}: expected an integer from {least} to {most}")
+        bounds = f"from {least} to {most}" if most < sys.maxsize else f"of at least {least}"
+        raise ValueError(f"{name}={value!r}: expected an integer {bounds}")
     return number
+
+
+def addressable(described: object, shape: tuple[int, ...]) -> None:
+    """Refuse a result that no array can hold, whatever memory there is."""
+    if math.prod(shape) > _MOST_ELEMENTS:
+        raise ValueError(f"{described}: expected a result of at most {_MOST_ELEMENTS} elements")
+
+
+def flag(name: str, value: Any) -> bool:
+    """A truth value, Python's or NumPy's."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}={value!r}: expected True or False")
+    return bool(value)
+
+
+def lengths(name: str, shape: Any) -> tuple[int, ...]:
+    """The shape of an array that a caller describes by it."""
+    if isinstance(shape, str) or not hasattr(shape, "__iter__"):
+        raise TypeError(f"{name}={shape!r}: expected a sequence of integers, the shape of an array")
+    axes = tuple(shape)
+    try:
+        return tuple(integer(name, length, 0, sys.maxsize) for length in axes)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}={axes!r}: expected integers of at least 0, the shape of an array") from None
 
 
 def per_axis(name: str, value: Any, ndim: int, least: int) -> tuple[int, ...]:
     """One integer for each of `ndim` axes, from one or from as many."""
-    if isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str):
+    if several(value):
         if len(value) != ndim:
             raise ValueError(f"{name}={value!r}: expected one integer or {ndim}, one for each spatial axis")
         return tuple(integer(name, v, least) for v in value)
     return (integer(name, value, least),) * ndim
+
+
+def several(value: Any) -> bool:
+    """Whether an argument has a value for each axis, not one for all."""
+    return (isinstance(value, Sequence) and not isinstance(value, str)) or (
+        isinstance(value, np.ndarray) and value.ndim > 0
+    )
 
 
 def one_of(name: str, value: Any, allowed: Sequence[str]) -> str:
@@ -81,9 +116,8 @@ class DataFormat:
         """The letters of the axes."""
         return DATA_FORMATS[self.ndim][self.channels_last]
 
-    def split(self, name: str, shape: Sequence[int]) -> tuple[tuple[int, ...], int, Triple]:
+    def split(self, name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, Triple]:
         """Batch axes, channels and lifted spatial size of the data array called `name`."""
-        shape = tuple(integer(f"an axis of {name}", n, 0, sys.maxsize) for n in shape)
         if len(shape) < self.ndim + 1:
             raise ValueError(
                 f"{name} has shape {shape}: expected at least {self.ndim + 1} axes, "
@@ -123,10 +157,14 @@ def parse_padding(
             only = ", 'causal'" if ndim == 1 else " ('causal' is for 1-D)"
             raise ValueError(f"padding={padding!r}: expected 'valid', 'same', 'same_lower', 'full'{only}, or numbers")
         return cast(Pairs, tuple(pairs))
+    if isinstance(padding, np.ndarray):
+        padding = padding.tolist()
     if isinstance(padding, Sequence) and padding and all(isinstance(p, Sequence) for p in padding):
         if len(padding) != ndim or any(len(p) != 2 for p in padding):
             raise ValueError(f"padding={padding!r}: expected {ndim} (lo, hi) pairs")
         pairs = [(integer("padding", lo, 0), integer("padding", hi, 0)) for lo, hi in padding]
+    elif several(padding) and len(padding) != ndim:
+        raise ValueError(f"padding={padding!r}: expected one integer, {ndim}, or {ndim} (lo, hi) pairs")
     else:
         pairs = [(p, p) for p in per_axis("padding", padding, ndim, 0)]
     return cast(Pairs, ((0, 0),) * (3 - ndim) + tuple(pairs))

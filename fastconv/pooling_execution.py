@@ -12,6 +12,7 @@ from fastconv import recycling
 from fastconv.arrays import adopt, at_home, check_out
 from fastconv.calling import remembered
 from fastconv.dispatch import adopt_all, library
+from fastconv.parsing import flag
 from fastconv.pooling_problem import PoolProblem
 
 
@@ -28,8 +29,7 @@ def _apply(
     x: Any, build: Callable[..., PoolProblem], op: str, ndim: int, size: Any, return_indices: bool, out: Any,
     options: dict[str, Any],
 ) -> Any:  # fmt: skip
-    if not isinstance(return_indices, (bool, np.bool_)):
-        raise TypeError(f"return_indices={return_indices!r}: expected True or False")
+    return_indices = flag("return_indices", return_indices)
     if out is None:
         x, kind = adopt("x", x)
         target = None

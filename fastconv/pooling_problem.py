@@ -17,7 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.parsing import DataFormat, Triple, integer, lift, parse_padding, per_axis, triple
+from fastconv.parsing import (
+    DataFormat,
+    Triple,
+    addressable,
+    flag,
+    integer,
+    lengths,
+    lift,
+    parse_padding,
+    per_axis,
+    several,
+    triple,
+)
 from fastconv.problem import DTYPES
 
 #: A window as kernels receive it. It holds the elements ``first, first + dilation, …``, `taps` of them, all inside the
@@ -54,6 +66,14 @@ class Axis:
         table["first"], table["taps"] = start + before * self.dilation, end - before
         table["span"] = self._taps_before(self.size + self.padding[1], start) if count_include_pad else table["taps"]
         return table
+
+    def holds_padding_alone(self) -> bool:
+        """Whether a window of the kernel holds no element of the input."""
+        first, last = -self.padding[0], (self.count - 1) * self.stride - self.padding[0]
+        # The two at the ends are looked at first: with large paddings, a table of all may not fit into memory.
+        if first + self.dilation * (self.full - 1) < 0 or last >= self.size:
+            return True
+        return bool(self.windows()["taps"].min(initial=1) < 1)
 
     def _taps_before(self, end: int, start: Any) -> Any:
         """Taps of the windows that begin at `start`, counted up to where the axis, or its padding, ends."""
@@ -150,6 +170,9 @@ class PoolProblem:
     exponent: float = 1.0
     scale: int = 1
 
+    def __post_init__(self) -> None:
+        addressable(self, self.y_shape)
+
     @classmethod
     def sliding(
         cls,
@@ -173,21 +196,22 @@ class PoolProblem:
         A `norm_type` makes it an Lp pooling.
         """
         layout = DataFormat.parse(ndim, data_format)
+        x_shape = lengths("x_shape", x_shape)
         batch, channels, size = layout.split("x", x_shape)
         kernel = lift(per_axis("kernel_size", kernel_size, ndim, 1), 1)
         steps = lift(kernel[3 - ndim :] if stride is None else per_axis("stride", stride, ndim, 1), 1)
         apart = lift(per_axis("dilation", dilation, ndim, 1), 1)
         pads = parse_padding(padding, ndim, size, kernel, steps, apart, transposed=False)
-        ceil_mode = _flag("ceil_mode", ceil_mode)
+        ceil_mode = flag("ceil_mode", ceil_mode)
         axes = [
-            Axis(n, _count(n, k, s, d, p, ceil_mode, tuple(x_shape)), k, s, d, p)
+            Axis(n, _count(n, k, s, d, p, ceil_mode, x_shape), k, s, d, p)
             for n, k, s, d, p in zip(size, kernel, steps, apart, pads, strict=True)
         ]
         for axis in axes:
-            if axis.windows()["taps"].min(initial=1) < 1:
+            if axis.holds_padding_alone():
                 raise ValueError(
                     f"padding={padding!r}: a window of kernel_size={axis.kernel} and dilation={axis.dilation} holds "
-                    f"padding alone on an axis of length {axis.size} (x has shape {tuple(x_shape)})"
+                    f"padding alone on an axis of length {axis.size} (x has shape {x_shape})"
                 )
         exponent = 1.0 if norm_type is None else _exponent(norm_type)
         return cls(
@@ -198,7 +222,7 @@ class PoolProblem:
             axes=(axes[0], axes[1], axes[2]),
             dtype=_check_dtype(op, dtype),
             channels_last=layout.channels_last,
-            count_include_pad=_flag("count_include_pad", count_include_pad),
+            count_include_pad=flag("count_include_pad", count_include_pad),
             divisor=None if divisor_override is None else _divisor(divisor_override),
             exponent=exponent,
             scale=1 if norm_type is None else math.prod(kernel),
@@ -220,11 +244,11 @@ class PoolProblem:
         Window t of T covers the elements from ``floor(t * size / T)`` to ``ceil((t + 1) * size / T)``.
         """
         layout = DataFormat.parse(ndim, data_format)
+        x_shape = lengths("x_shape", x_shape)
         batch, channels, size = layout.split("x", x_shape)
         if min(size) < 1:
-            raise ValueError(f"x has shape {tuple(x_shape)}: there is nothing to pool along an axis of length 0")
-        several = isinstance(output_size, (Sequence, np.ndarray)) and not isinstance(output_size, str)
-        wanted = list(output_size) if several else [output_size] * ndim
+            raise ValueError(f"x has shape {x_shape}: there is nothing to pool along an axis of length 0")
+        wanted = list(output_size) if several(output_size) else [output_size] * ndim
         if len(wanted) != ndim:
             raise ValueError(f"output_size={output_size!r}: expected one length or {ndim}, one for each spatial axis")
         given = [
@@ -333,12 +357,6 @@ def _check_dtype(op: str, dtype: str) -> str:
     if dtype not in allowed:
         raise TypeError(f"x has dtype {dtype}: expected one of {', '.join(allowed)}")
     return dtype
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}={value!r}: expected True or False")
-    return bool(value)
 
 
 def _divisor(value: Any) -> int:

@@ -8,7 +8,6 @@ one ``(1, H, W)``. ``ndim`` says how many of them the user knows about.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -16,7 +15,20 @@ from typing import Any
 import numpy as np
 
 from fastconv.parsing import DATA_FORMATS as DATA_FORMATS
-from fastconv.parsing import LARGEST, DataFormat, Pairs, integer, lift, one_of, parse_padding, per_axis, triple
+from fastconv.parsing import (
+    LARGEST,
+    DataFormat,
+    Pairs,
+    addressable,
+    flag,
+    integer,
+    lengths,
+    lift,
+    one_of,
+    parse_padding,
+    per_axis,
+    triple,
+)
 from fastconv.parsing import Triple as Triple
 
 OPS = ("forward", "input_grad", "weight_grad")
@@ -128,6 +140,9 @@ class ConvProblem:
     activation: Activation = Activation("none")
     precision: str = "high"
 
+    def __post_init__(self) -> None:
+        addressable(self, self.result_shape)
+
     # -- construction ---------------------------------------------------------------------------------------------
 
     @classmethod
@@ -155,19 +170,20 @@ class ConvProblem:
         args = _Arguments(
             ndim, stride, dilation, groups, padding_mode, data_format, weight_format, precision, flip_kernel
         )
+        x_shape, w_shape = lengths("x_shape", x_shape), lengths("w_shape", w_shape)
         batch_shape, channels, size = args.data_format.split("x", x_shape)
         out_channels, group_channels, kernel = args.split_weight(w_shape)
         if channels != group_channels * args.groups:
             raise ValueError(
-                f"w has shape {tuple(w_shape)} ({args.weight_name}), so with groups={args.groups} x must have "
+                f"w has shape {w_shape} ({args.weight_name}), so with groups={args.groups} x must have "
                 f"{group_channels} * {args.groups} = {group_channels * args.groups} channels; "
-                f"x has shape {tuple(x_shape)} ({args.data_format.name}) with {channels}"
+                f"x has shape {x_shape} ({args.data_format.name}) with {channels}"
             )
         args.check_groups("output channels (from w)", out_channels)
         pads = parse_padding(padding, ndim, size, kernel, args.stride, args.dilation, transposed=False)
-        args.check_padding_mode(pads, size, tuple(x_shape))
+        args.check_padding_mode(pads, size, x_shape)
         out_size = [
-            _output_length(size[i], kernel[i], args.stride[i], pads[i], args.dilation[i], 3 - ndim <= i, tuple(x_shape))
+            _output_length(size[i], kernel[i], args.stride[i], pads[i], args.dilation[i], 3 - ndim <= i, x_shape)
             for i in range(3)
         ]
         return cls(
@@ -212,15 +228,16 @@ class ConvProblem:
         args = _Arguments(
             ndim, stride, dilation, groups, padding_mode, data_format, weight_format, precision, flip_kernel
         )
+        x_shape, w_shape = lengths("x_shape", x_shape), lengths("w_shape", w_shape)
         if padding_mode != "zeros":
             raise ValueError(f"padding_mode={padding_mode!r}: a transposed convolution takes 'zeros' only")
         batch_shape, channels, out_size = args.data_format.split("x", x_shape)
         weight_channels, group_channels, kernel = args.split_weight(w_shape)
         if channels != weight_channels:
             raise ValueError(
-                f"w has shape {tuple(w_shape)} ({args.weight_name}, where O is x's channels in a transposed "
+                f"w has shape {w_shape} ({args.weight_name}, where O is x's channels in a transposed "
                 f"convolution), so x must have {weight_channels} channels; "
-                f"x has shape {tuple(x_shape)} ({args.data_format.name}) with {channels}"
+                f"x has shape {x_shape} ({args.data_format.name}) with {channels}"
             )
         args.check_groups("input channels", channels)
         pads = parse_padding(padding, ndim, out_size, kernel, args.stride, args.dilation, transposed=True)
@@ -238,7 +255,7 @@ class ConvProblem:
             length = (out_size[i] - 1) * args.stride[i] - sum(pads[i]) + reach + extra[i]
             if length < 0 and out_size[i] > 0:
                 raise ValueError(
-                    f"padding={padding!r}: takes away more than there is; x of shape {tuple(x_shape)} with kernel "
+                    f"padding={padding!r}: takes away more than there is; x of shape {x_shape} with kernel "
                     f"{kernel[3 - ndim :]} and stride {args.stride[3 - ndim :]} gives an output axis of length {length}"
                 )
             size.append(max(length, 0) if out_size[i] > 0 else 0)
@@ -372,9 +389,7 @@ class _Arguments:
         self.groups = integer("groups", groups, 1)
         self.padding_mode = one_of("padding_mode", padding_mode, PADDING_MODES)
         self.precision = one_of("precision", precision, PRECISIONS)
-        if not isinstance(flip_kernel, (bool, np.bool_)):
-            raise TypeError(f"flip_kernel={flip_kernel!r}: expected True or False")
-        self.flip_kernel = bool(flip_kernel)
+        self.flip_kernel = flag("flip_kernel", flip_kernel)
         self.data_format = DataFormat.parse(ndim, data_format)
         self.channels_last = self.data_format.channels_last
         self.weight_name = WEIGHT_FORMATS[ndim][0] if weight_format is None else weight_format
@@ -386,9 +401,8 @@ class _Arguments:
         own = {field.name for field in fields(ConvProblem)}
         return {name: value for name, value in vars(self).items() if name in own}
 
-    def split_weight(self, shape: Sequence[int]) -> tuple[int, int, Triple]:
+    def split_weight(self, shape: tuple[int, ...]) -> tuple[int, int, Triple]:
         """Outer channels (O), channels per group (I) and lifted kernel size of a weight array."""
-        shape = tuple(integer("an axis of w", n, 0, sys.maxsize) for n in shape)
         if len(shape) != self.ndim + 2:
             raise ValueError(f"w has shape {shape}: expected {self.ndim + 2} axes, {self.weight_name}")
         kernel = {"OI*": shape[2:], "O*I": shape[1:-1], "*IO": shape[:-2]}[self.weight_order]
@@ -416,9 +430,10 @@ class _Arguments:
 
 def ndim_of(w_shape: Sequence[int]) -> int:
     """Number of spatial axes of a convolution with a weight of this shape."""
-    if not 3 <= len(w_shape) <= 5:
-        raise ValueError(f"w_shape={tuple(w_shape)}: expected 3, 4 or 5 axes (two of channels, the rest spatial)")
-    return len(w_shape) - 2
+    axes = lengths("w_shape", w_shape)
+    if not 3 <= len(axes) <= 5:
+        raise ValueError(f"w_shape={axes}: expected 3, 4 or 5 axes (two of channels, the rest spatial)")
+    return len(axes) - 2
 
 
 def _output_length(

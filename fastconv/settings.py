@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
+from fastconv.parsing import integer
+
 #: Limit of scratch memory at first, in bytes; predictions always assume it, as they must not depend on the limit.
 USUAL_WORKSPACE = 64 << 20
 
@@ -23,14 +25,6 @@ _recycling_limit = 256 << 20
 def available_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _integer(name: str, n: int, least: int) -> int:
-    if isinstance(n, bool) or not isinstance(n, int):
-        raise TypeError(f"{name}={n!r}: expected an integer")
-    if n < least:
-        raise ValueError(f"{name}={n!r}: expected at least {least}")
-    return n
 
 
 def set_num_threads(n: int) -> None:
@@ -57,7 +51,7 @@ def set_num_threads(n: int) -> None:
     >>> set_num_threads(before)
     """
     global _threads
-    _threads = _integer("n", n, 1)
+    _threads = integer("n", n, 1)
 
 
 def get_num_threads() -> int:
@@ -91,7 +85,7 @@ def threads(n: int) -> Iterator[None]:
     ...     get_num_threads()
     1
     """
-    token = _override.set(_integer("n", n, 1))
+    token = _override.set(integer("n", n, 1))
     try:
         yield
     finally:
@@ -116,9 +110,7 @@ def set_workspace_limit(n_bytes: int) -> None:
     >>> set_workspace_limit(64 << 20)
     """
     global _workspace_limit
-    if _integer("n_bytes", n_bytes, 1) < 1 << 20:
-        raise ValueError(f"n_bytes={n_bytes}: expected at least {1 << 20} (1 MiB)")
-    _workspace_limit = n_bytes
+    _workspace_limit = integer("n_bytes", n_bytes, 1 << 20, sys.maxsize)
 
 
 def workspace_limit() -> int:
@@ -144,7 +136,7 @@ def set_recycling_limit(n_bytes: int) -> None:
     >>> set_recycling_limit(256 << 20)
     """
     global _recycling_limit
-    _recycling_limit = _integer("n_bytes", n_bytes, 0)
+    _recycling_limit = integer("n_bytes", n_bytes, 0, sys.maxsize)
 
 
 def recycling_limit() -> int:

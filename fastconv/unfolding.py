@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from fastconv import recycling
 from fastconv.arrays import adopt, at_home, named_dtype
 from fastconv.dispatch import library
-from fastconv.parsing import per_axis
+from fastconv.parsing import per_axis, several
 from fastconv.problem import DTYPES, ConvProblem, compute_dtype
 
 
@@ -158,8 +158,7 @@ def _image_on(device: str, problem: ConvProblem, x: Any) -> Any:
 
 
 def _kernel(kernel_size: Any) -> tuple[int, ...]:
-    several = isinstance(kernel_size, (Sequence, np.ndarray)) and not isinstance(kernel_size, str)
-    ndim = len(kernel_size) if several else 2
+    ndim = len(kernel_size) if several(kernel_size) else 2
     if not 1 <= ndim <= 3:
         raise ValueError(f"kernel_size={kernel_size!r}: expected 1, 2 or 3 lengths, one for each spatial axis")
     return per_axis("kernel_size", kernel_size, ndim, 1)

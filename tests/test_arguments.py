@@ -31,6 +31,8 @@ NO_ARRAYS = [
     ({"x": scipy.sparse.eye(9)}, TypeError, ["x", "dia_matrix", "expected an array"]),
     ({"x": range(9)}, TypeError, ["x", "range", "expected an array"]),
     ({"x": [[[1, 2], [3]]]}, ValueError, ["x is nested sequences", "expected an array"]),
+    ({"x": np.ma.masked_array(X, X > 1)}, TypeError, ["x is a masked array", "without a mask"]),
+    ({"w": np.ma.masked_array(W)}, TypeError, ["w is a masked array", "without a mask"]),
     ({"x": [[["a", "b"]]]}, TypeError, ["x has dtype <U1", "expected one of float32"]),
     ({"x": [[[1.0, None]]]}, TypeError, ["x has dtype object", "expected one of float32"]),
     ({"bias": "relu"}, TypeError, ["bias", "str", "expected an array"]),
@@ -59,6 +61,7 @@ SHAPES = [
     ({"x": X[:, :3]}, ValueError, ["(4, 4, 3, 3)", "4 * 1 = 4", "x has shape (2, 3, 9, 9) (NCHW) with 3"]),
     ({"groups": 3}, ValueError, ["groups=3", "4 * 3 = 12", "(2, 4, 9, 9)"]),
     ({"x": X[..., :2]}, ValueError, ["kernel covers 3", "x of shape (2, 4, 9, 2)", "only 2"]),
+    ({"padding": 2**31 - 1}, ValueError, ["padding=((2147483647, 2147483647),", "expected a result of at most"]),
     ({"bias": np.ones(3)}, ValueError, ["bias has shape (3,)", "expected (4,)"]),
     ({"bias": 1.0}, ValueError, ["bias has shape ()", "expected (4,)"]),
     ({"bias": np.ones((4, 1, 1))}, ValueError, ["bias has shape (4, 1, 1)", "expected (4,)"]),
@@ -92,6 +95,7 @@ OPTIONS = [
     ({"stride": [1, 2, 3]}, ValueError, ["stride=(1, 2, 3)", "one integer or 2"]),
     ({"stride": np.array([1.5, 1])}, TypeError, ["stride=1.5", "expected an integer"]),
     ({"padding": {"h": 1}}, ValueError, ["padding=", "'h'", "or numbers"]),
+    ({"padding": (1, 1, 2, 2)}, ValueError, ["padding=(1, 1, 2, 2)", "one integer, 2, or 2 (lo, hi) pairs"]),
     ({"padding": "SAME"}, ValueError, ["padding='SAME'", "'valid', 'same'"]),
     ({"dilation": None}, TypeError, ["dilation=None", "expected an integer"]),
     ({"groups": [1]}, TypeError, ["groups=(1,)", "expected an integer"]),
@@ -181,15 +185,22 @@ def test_threads_refuses(value, exception):
 
 
 def test_a_workspace_below_a_mebibyte_is_refused():
-    with pytest.raises(ValueError, match=r"n_bytes=1000: expected at least 1048576"):
+    with pytest.raises(ValueError, match=r"n_bytes=1000: expected an integer of at least 1048576"):
         fastconv.set_workspace_limit(1000)
 
 
 @pytest.mark.parametrize(
     ("arguments", "exception", "fragments"),
     [
-        ({"dtype": "float31"}, TypeError, ["float31"]),
-        ({"dtype": "bool"}, TypeError, ["bool", "expected one of float32"]),
+        ({"dtype": "float31"}, TypeError, ["dtype='float31'", "expected one of float32"]),
+        ({"dtype": "bool"}, TypeError, ["dtype='bool'", "expected one of float32"]),
+        ({"dtype": 7}, TypeError, ["dtype=7", "expected one of float32"]),
+        ({"dtype": "(f4"}, TypeError, ["dtype='(f4'", "expected one of float32"]),
+        ({"x_shape": 7}, TypeError, ["x_shape=7", "expected a sequence of integers"]),
+        ({"x_shape": (1, 4, -1, 9)}, ValueError, ["x_shape=(1, 4, -1, 9)", "at least 0"]),
+        ({"w_shape": np.int64(4)}, TypeError, ["w_shape=np.int64(4)", "expected a sequence of integers"]),
+        ({"w_shape": (4, 4, 3.0, 3)}, TypeError, ["w_shape=(4, 4, 3.0, 3)", "expected integers"]),
+        ({"transposed": 1}, TypeError, ["transposed=1", "True or False"]),
         ({"w_shape": (4,)}, ValueError, ["w_shape=(4,)", "expected 3, 4 or 5 axes"]),
         ({"stride": 0}, ValueError, ["stride=0"]),
         ({"algorithm": "nothing"}, ValueError, ["algorithm='nothing'"]),
@@ -200,3 +211,40 @@ def test_a_workspace_below_a_mebibyte_is_refused():
 def test_explain_refuses(arguments, exception, fragments):
     arguments = {"x_shape": X.shape, "w_shape": W.shape} | arguments
     assert_refuses(lambda: fastconv.explain(**arguments), exception, fragments)
+
+
+class Sealed:
+    """An array of a library that gives its memory to nobody."""
+
+    def __dlpack_device__(self):
+        return 1, 0
+
+    def __dlpack__(self, **options):
+        raise BufferError("bits of 4")
+
+
+def test_an_array_that_cannot_be_shared_is_refused():
+    assert_refuses(lambda: fastconv.conv2d(Sealed(), W), TypeError, ["x is a ", "cannot view", "bits of 4"])
+
+
+@pytest.mark.parametrize("padding", [2**31 - 1, ((0, 2**31 - 1), (0, 2**31 - 1))])
+def test_pooling_refuses_padding_without_listing_its_windows(padding):
+    assert_refuses(lambda: fastconv.max_pool2d(X, 2, 1, padding), ValueError, ["padding=", "holds padding alone"])
+
+
+@pytest.mark.parametrize("size", [7, "27", (2, 4, -9), (2, 4, (9, 9))])
+@pytest.mark.parametrize("gradient", ["conv1d_input", "avg_pool1d_input", "max_pool1d_input"])
+def test_gradients_refuse_sizes(gradient, size):
+    operands = {
+        "conv1d_input": (size, W[..., 0], X[..., 0]),
+        "avg_pool1d_input": (size, X[..., 0], 3),
+        "max_pool1d_input": (size, X[..., 0].astype(np.int64), X[..., 0]),
+    }
+    call = getattr(fastconv.grad, gradient)
+    assert_refuses(lambda: call(*operands[gradient]), (TypeError, ValueError), ["input_size=", "the shape of an array"])
+
+
+def test_numpys_integers_arrays_of_one_and_pairs_in_arrays_are_taken():
+    fastconv.set_num_threads(np.int64(fastconv.get_num_threads()))
+    columns = fastconv.unfold(X, np.array(3), padding=np.array([[1, 1], [1, 1]]))
+    np.testing.assert_array_equal(columns, fastconv.unfold(X, 3, padding=1))

@@ -82,7 +82,7 @@ def test_what_is_kept_is_bounded(idle):
     fastconv.set_recycling_limit(0)
     recycling.empty(SHAPE, FLOAT)
     assert len(idle) == 0
-    with pytest.raises(ValueError, match="n_bytes=-1: expected at least 0"):
+    with pytest.raises(ValueError, match="n_bytes=-1: expected an integer of at least 0"):
         fastconv.set_recycling_limit(-1)
     with pytest.raises(TypeError, match=r"n_bytes=1\.5: expected an integer"):
         fastconv.set_recycling_limit(1.5)

@@ -9,6 +9,7 @@ from typing import Any
 from fastconv.arrays import at_home
 from fastconv.calling import remembered
 from fastconv.dispatch import Execution, adopt_all, prepare
+from fastconv.parsing import lengths
 from fastconv.problem import ConvProblem, compute_dtype
 
 #: Describes a layer: ``ConvProblem.forward`` or ``ConvProblem.transposed``.
@@ -32,7 +33,7 @@ def gradient(
     (first, second, *others), kind = adopt_all(first, second, None, None, out, names)
 
     def make(algorithm: str, device: str, size: Any, *values: Any) -> Execution:
-        axes = _axes(f"{of}_size", size)
+        axes = lengths(f"{of}_size", size)
         shapes = (axes, second.shape) if of_input else (first.shape, axes)
         given = dict(zip(options, values, strict=True))
         layer = describe(ndim, *shapes, dtype=compute_dtype(first.dtype, second.dtype, names), **given)
@@ -45,13 +46,6 @@ def gradient(
     operands = (first, second) if of_input or describe == ConvProblem.forward else (second, first)
     result = execution(*operands, *others)
     return kind.give(result) if out is None else out
-
-
-def _axes(name: str, shape: Any) -> tuple[Any, ...]:
-    try:
-        return tuple(shape)
-    except TypeError:
-        raise TypeError(f"{name}={shape!r}: expected a sequence of integers, the shape of an array") from None
 
 
 def _check_gradient(layer: ConvProblem, gradient: Any) -> None:

@@ -9,7 +9,6 @@ gradient times ``y ** (1 - p)`` at its result and ``x ** (p - 1)`` at its input.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, lru_cache
@@ -19,7 +18,7 @@ import numpy as np
 
 from fastconv.arrays import adopt, at_home, named_dtype
 from fastconv.dispatch import adopt_all, library
-from fastconv.parsing import DataFormat, integer
+from fastconv.parsing import DataFormat, lengths
 from fastconv.pooling_execution import describe, pool
 from fastconv.pooling_problem import PoolProblem
 from fastconv.problem import DTYPES, compute_dtype
@@ -30,12 +29,13 @@ def scatter(ndim: int, input_size: Any, indices: Any, grad_output: Any, data_for
     """Add each number to the element of its image that an index names."""
     (gradient, found, *_), kind = adopt_all(grad_output, indices, None, None, None, ("grad_output", "indices"))
     layout = DataFormat.parse(ndim, data_format)
+    input_size = lengths("input_size", input_size)
     batch, channels, size = layout.split("input_size", input_size)
     expected = layout.split("grad_output", gradient.shape)
     if found.shape != gradient.shape or expected[:2] != (batch, channels):
         raise ValueError(
             f"grad_output has shape {gradient.shape} and indices {found.shape}: expected equal ones with the batch and "
-            f"the channels of input_size={tuple(input_size)}"
+            f"the channels of input_size={input_size}"
         )
     if found.dtype != np.int64:
         raise TypeError(f"indices have dtype {found.dtype}: expected int64")
@@ -73,9 +73,10 @@ def spread(
     **options: Any,
 ) -> Any:  # fmt: skip
     """Share each number out over its window; `x` is wanted for exponents other than 1."""
-    (gradient, x, *_), kind = adopt_all(grad_output, grad_output if x is None else x, None, None, None)
-    shape = tuple(integer("an axis of input_size", length, 0, sys.maxsize) for length in input_size)
-    problem = describe(build, "sum", ndim, shape, size, gradient.dtype, options)
+    (gradient, x, *_), kind = adopt_all(
+        grad_output, grad_output if x is None else x, None, None, None, ("grad_output", "x")
+    )
+    problem = describe(build, "sum", ndim, lengths("input_size", input_size), size, gradient.dtype, options)
     if gradient.shape != problem.y_shape:
         raise ValueError(f"grad_output has shape {gradient.shape}: expected {problem.y_shape} for {problem}")
     if x.dtype != gradient.dtype:

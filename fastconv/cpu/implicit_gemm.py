@@ -12,6 +12,8 @@ nothing, and rows of seven pixels waste no lane.
 
 Pixels across the vector, for channels first: a panel of patches is written down, some vectors of pixels wide
 (`panels`), weights are taken one by one as they lie, and rows of results leave the registers as the caller wants them.
+In an input gradient the weights that a tile takes lie far apart, at what is often one place of a cache after another:
+an input channel's make a run, and the runs of some tiles are copied to scratch memory before they are multiplied.
 Where the panel would cost more than it spares (many taps, few outputs, a plane that fills its vectors badly), channels
 go across here too: planes are transposed as they are staged, and sums as they are written.
 
@@ -61,6 +63,7 @@ from fastconv.registry import Plan, register
 from fastconv.settings import USUAL_WORKSPACE, get_num_threads
 
 _NEAR = 256 << 10  # bytes of weights that stay in L2; others are asked for before they are multiplied
+_CHUNK = 64  # inputs whose weights are copied together: their cache lines stay in L2 wherever they lie
 
 
 class _Task(NamedTuple):
@@ -98,19 +101,22 @@ class _End(NamedTuple):
 
 
 def _implicit_gemm(  # type: ignore[no-untyped-def]
-    first, last, x, weights, y, bias, residual, geometry, blocking, in_place, places, offsets, rows_at, taps_at, half,
-    activation, parameters, scratch,
+    first, last, x, weights, y, bias, residual, geometry, blocking, in_place, places, offsets, run_at, rows_at,
+    taps_at, half, activation, parameters, scratch,
 ):  # fmt: skip
     """Compute tasks `first` to `last`.
 
     `weights` is ``(G, O, C, KD, KH, KW)`` if pixels are across the vector, of which outputs and taps lie at `rows_at`
-    and `taps_at`; otherwise ``(G, O padded * taps, 1, 1, 1, 1)``, tile by tile of outputs.
+    and `taps_at`, or do so in the copy of a tile if `run_at` is not negative: see :meth:`Cut.weight_tables`. Otherwise
+    it is ``(G, O padded * taps, 1, 1, 1, 1)``, tile by tile of outputs.
     """
     geo, block = geometry[0], blocking[0]
-    # The scratch memory: what is staged; panels; sums, row by row; where sums start; sums transposed for writing.
+    # The scratch memory: what is staged; panels; copies of weights; sums, row by row; where sums start; sums transposed
+    # for writing.
     operands = scratch.view(weights.dtype)
     staged, panels = operands[: block.staged], operands[block.staged : block.staged + block.panels]
-    memory = scratch[block.staged + block.panels :]
+    copies = operands[block.staged + block.panels :][: block.copies]
+    memory = scratch[block.staged + block.panels + block.copies :]
     start = memory[block.sums : block.sums + block.start]
     start[:] = 0
     lines, results = flat_memory(x, staged) if in_place else staged, flat_memory(y, memory)
@@ -122,9 +128,9 @@ def _implicit_gemm(  # type: ignore[no-untyped-def]
     for number in range(first, last):
         task = _locate(number, geo, block)
         pixels = (task.rows - 1) * block.columns + task.columns
-        copies = block.lanes if block.across_pixels else 1
+        wide = block.lanes if block.across_pixels else 1
         for o in range(task.channels if bias.shape[0] > 0 else 0):
-            start[o * copies : (o + 1) * copies] = bias[task.g * geo.out_channels + task.o + o]
+            start[o * wide : (o + 1) * wide] = bias[task.g * geo.out_channels + task.o + o]
         if block.staging.padded:
             staged[:] = 0  # zero padding stays through all blocks of inputs
         first_d = task.d * geo.stride[0] - geo.offset[0]
@@ -166,8 +172,8 @@ def _implicit_gemm(  # type: ignore[no-untyped-def]
             if last and direct:
                 end = _End(results, results_at, step, across, least, most)
             _multiply(
-                task, geo, block, direct, c_first, inputs, lines, lines_at, places, offsets, weights, rows_at, taps_at,
-                panels, memory, begin, end,
+                task, geo, block, direct, c_first, inputs, lines, lines_at, places, offsets, weights, run_at, rows_at,
+                taps_at, panels, copies, memory, begin, end,
             )  # fmt: skip
         if turned:
             transpose_plane(memory, 0, block.pitch, results, results_at, step_o, pixels, task.channels)
@@ -193,21 +199,22 @@ def _locate(number, geo, block):  # type: ignore[no-untyped-def]
 
 @inline
 def _multiply(  # type: ignore[no-untyped-def]
-    task, geo, block, direct, c_first, inputs, lines, lines_at, places, offsets, weights, rows_at, taps_at, panels,
-    memory, begin, end,
+    task, geo, block, direct, c_first, inputs, lines, lines_at, places, offsets, weights, run_at, rows_at, taps_at,
+    panels, copies, memory, begin, end,
 ):  # fmt: skip
     """Add the products of some input channels to the sums of a task, tile by tile."""
     lanes, volume = block.lanes, geo.kernel[0] * geo.kernel[1] * geo.kernel[2]
     taps, pixels = inputs * volume, (task.rows - 1) * block.columns + task.columns
-    flat = flat_memory(weights, panels)
+    flat, copied = flat_memory(weights, panels), block.across_pixels and run_at >= 0
     if block.across_pixels:
-        across, along, numbers, vectors = pixels, task.channels, flat, panels
+        across, along, numbers, vectors = pixels, task.channels, copies if copied else flat, panels
         widest = min(block.tile[1], pixels // lanes * lanes) if direct else block.tile[1]
         numbers_at = task.g * weights.strides[0] + task.o * weights.strides[1] + c_first * weights.strides[2]
         numbers_at //= weights.itemsize
     else:
         across, along, numbers, vectors = task.channels, pixels, lines, flat
         widest, numbers_at = block.tile[1], lines_at
+    runs_at = numbers_at - run_at
     all_taps = geo.in_channels * volume
     base = task.g * weights.shape[1] + task.o * all_taps
     tiles = -(-along // block.tile[0])
@@ -240,6 +247,13 @@ def _multiply(  # type: ignore[no-untyped-def]
         row = 0
         for tile in range(tiles):
             rows = least_rows + (tile < larger_tiles)
+            if copied:
+                if tile % block.together == 0:
+                    _copy_runs(
+                        weights, flat, runs_at + row * volume, tile, min(tile + block.together, tiles), least_rows,
+                        larger_tiles, inputs, volume, block, copies,
+                    )  # fmt: skip
+                numbers_at = tile % block.together * (block.copies // block.together)
             v = v_first
             while v < v_last:
                 wide = min(-(-(across - v) // lanes) * lanes, widest)
@@ -248,12 +262,29 @@ def _multiply(  # type: ignore[no-untyped-def]
                 complete_pixels(
                     end.memory, end.at + row * end.pitch + min(v, end.length - wide), end.pitch, memory,
                     begin.at + row * begin.pitch + v * begin.column, begin.pitch, begin.step, begin.column, numbers,
-                    numbers_at, rows_at, row, taps_at, taps, vectors, vectors_at + (v - v_first) * taps, rows,
-                    wide // lanes, side_by_side, end.least, end.most,
+                    numbers_at, rows_at, 0 if copied else row, taps_at, taps, vectors,
+                    vectors_at + (v - v_first) * taps, rows, wide // lanes, side_by_side, end.least, end.most,
                     ahead + before * share // weights.itemsize, share,
                 )  # fmt: skip
                 v += side_by_side * widest
             row += rows
+
+
+@inline
+def _copy_runs(  # type: ignore[no-untyped-def]
+    weights, flat, begin, first, last, least_rows, larger_tiles, inputs, volume, block, copies
+):
+    """Copy the weights of tiles `first` to `last`, some inputs at a time, whose cache lines several tiles share."""
+    size, slot = block.copies // block.together, block.tile[0] * volume
+    for c in range(0, inputs, _CHUNK):
+        at = begin * weights.itemsize + c * weights.strides[2]
+        for tile in range(first, last):
+            run = (least_rows + (tile < larger_tiles)) * volume
+            copy_planes(
+                copies, (tile - first) * size + c * slot, slot, 0, flat, at, weights.strides[2], 0,
+                min(_CHUNK, inputs - c), 1, run,
+            )  # fmt: skip
+            at += run * weights.itemsize
 
 
 @inline
@@ -299,7 +330,7 @@ def _compiled(dtype_name: str, weight_name: str, result_name: str, accumulator_n
     table = array(np.dtype(np.int64), 1, contiguous=True)
     return _kernel.compile(
         array(dtype, 6), array(weight, 6), array(result, 6, readonly=False), vector, array(result, 6),
-        records(GEOMETRY), records(BLOCKING), integer, table, table, table, table, integer, integer, vector,
+        records(GEOMETRY), records(BLOCKING), integer, table, table, integer, table, table, integer, integer, vector,
         array(accumulator, 1, contiguous=True, readonly=False),
     )  # fmt: skip
 
@@ -322,7 +353,7 @@ class _ImplicitGemmPlan(PiecewisePlan):
 
     def _run_piece(self, piece: Correlation, cut: Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
         in_place, places, offsets = cut.tables(x.strides, x.itemsize)
-        at = cut.weight_tables(weights.strides, weights.itemsize) if cut.across_pixels else (places, offsets)
+        at = cut.weight_tables(weights.strides, weights.itemsize) if cut.across_pixels else (-1, places, offsets)
         tasks = cut.tasks * x.shape[0] // max(piece.batch, 1)
         self._kernel(tasks, piece.macs, cut.scratch, x, weights, y, bias, residual, piece.geometry, cut.blocking,
                      in_place, places, offsets, *at, self._half, *self._activation)  # fmt: skip

@@ -25,6 +25,8 @@ _TAPS = 768  # products added to a tile in one go: with fewer, sums go to memory
 _PIXELS = 256  # of a task
 _SEEN = 40 << 10  # elements of the input between its first pixel and its last: they stay in L2 for all outputs
 _PANELS = 1 << 14  # elements of the panels between which a tile's weights stay in L1
+_COPIED_TAPS, _COPIED_PANELS = 384, 1 << 16  # the same where weights are copied: once for as many panels as L2 holds
+_COPIED = 128  # weights of an input that are copied together: most of their cache lines are used whole
 _WEIGHTS = 20 << 10  # bytes of weights that stay in L1: their tiles are multiplied side by side
 _SUMS = 64 << 10  # sums of a task, over all its channels, which share what was staged
 _TASKS = 4  # for a core; more would share the work no better
@@ -39,10 +41,12 @@ _PACKED, _GATHERED, _TURNED, _STAGED, _ARRANGED = 0.5, 2.0, 2.0, 1.0, 3.0
 #: How a correlation is cut: tasks of `rows` by `columns` pixels and `channels` outputs, `blocks` of them along
 #: channels, height and width; `inputs` channels are multiplied in one go. A tile takes `tile` rows of numbers and
 #: columns of vectors, a `group` of them side by side; `lanes` are those of a vector. Scratch memory holds `staged`
-#: elements; `panels`, those of a group; `sums`, in rows a `pitch` apart; `start`, what they start from.
+#: elements; `panels`, those of a group; `copies` of the weights of as many tiles as are copied `together`; `sums`, in
+#: rows a `pitch` apart; `start`, what they start from.
 BLOCKING = np.dtype(
     [(name, np.int64) for name in ("rows", "columns", "channels", "inputs", "across_pixels", "channels_last")]
-    + [(name, np.int64) for name in ("lanes", "staged", "group", "panels", "pitch", "sums", "start")]
+    + [(name, np.int64) for name in ("lanes", "staged", "group", "panels", "copies", "together", "pitch")]
+    + [(name, np.int64) for name in ("sums", "start")]
     + [("tile", np.int64, (2,)), ("blocks", np.int64, (3,)), ("staging", STAGING)]
 )
 
@@ -71,7 +75,8 @@ class Cut:
         channels = self._channels(c.out_channels, spatial, rows * columns, turned=not (across_pixels or channels_last))
         volume = math.prod(c.kernel)
         # Weights of a single tile of pixels are used once, and need no place in L1: they go by in one long run.
-        taps = _TAPS if across_pixels or rows * columns > tile_pixels() else _SUMS
+        copied = across_pixels and problem.op == "input_grad"
+        taps = _COPIED_TAPS if copied else _TAPS if across_pixels or rows * columns > tile_pixels() else _SUMS
         most = max(taps // max(volume, 1), 1)
         inputs = max(-(-c.in_channels // max(-(-c.in_channels // most), 1)), 1)
         window = Window((rows, columns), c.kernel, c.stride, c.dilation)
@@ -88,10 +93,10 @@ class Cut:
         block["staging"], block["staged"] = staging.how, staging.elements
         self.tasks = spatial * blocks[0]
         pixels = padded(rows * columns, itemsize)
-        panels, group, turned = 0, 1, 0
+        panels, group, turned, copies, together = 0, 1, 0, 0, 1
         if across_pixels:
             panel = max(inputs * volume * self.tile, 1)
-            group = max(min(_PANELS // panel, -(-pixels // self.tile)), 1)
+            group = max(min((_COPIED_PANELS if copied else _PANELS) // panel, -(-pixels // self.tile)), 1)
             panels, pitch, start = group * panel, odd_lines(pixels, itemsize), channels * self.lanes
             sums = channels * pitch
         else:
@@ -99,9 +104,13 @@ class Cut:
             sums, turned = pixels * pitch, 0 if channels_last else self.lanes * pixels
             if inputs == c.in_channels:  # then weights of tiles side by side follow one another
                 group = max(_WEIGHTS // max(inputs * volume * self.tile * itemsize, 1), 1)
+        if copied:
+            together = max(_COPIED // max(tile_pixels() * volume, 1), 1)
+            copies = together * tile_pixels() * volume * inputs
+        block["copies"], block["together"] = copies, together
         block["panels"], block["group"], block["pitch"] = panels, group, pitch
         block["sums"], block["start"] = sums, start
-        self.scratch = staging.elements + panels + sums + start + turned
+        self.scratch = staging.elements + panels + copies + sums + start + turned
         self.tables, self.weight_tables = lru_cache(maxsize=8)(self._tables), lru_cache(maxsize=8)(self._weight_tables)
         self.work = self._count(c, window, channels_last)
 
@@ -155,11 +164,20 @@ class Cut:
         taps = (steps[0], *(step * dilation for step, dilation in zip(steps[1:], c.dilation, strict=True)))
         return True, places, grid((block["inputs"], *c.kernel), taps)
 
-    def _weight_tables(self, strides: tuple[int, ...], itemsize: int) -> tuple[Table, Table]:
-        """Where outputs and taps are in a weight ``(G, O, C, KD, KH, KW)`` of those strides."""
+    def _weight_tables(self, strides: tuple[int, ...], itemsize: int) -> tuple[int, Table, Table]:
+        """Where outputs and taps are in a weight ``(G, O, C, KD, KH, KW)`` of those strides, or in a copy of its tiles.
+
+        The first number says how far before an output's first tap its taps begin, if those of an input make one run of
+        memory, output by output, and are copied; it is -1 if they are not.
+        """
         c, block = self._correlation, self.blocking[0]
-        steps = [stride // itemsize for stride in strides]
-        return np.arange(block["channels"]) * steps[1], grid((block["inputs"], *c.kernel), tuple(steps[2:]))
+        steps, volume = [stride // itemsize for stride in strides], math.prod(c.kernel)
+        inputs, outputs = np.arange(block["inputs"]), np.arange(block["channels"])
+        taps = grid(c.kernel, tuple(steps[3:]))
+        if block["copies"] and steps[1] == volume and sorted(taps - taps.min()) == list(range(volume)):
+            slot = int(block["tile"][0]) * volume
+            return -int(taps.min()), outputs * volume, (inputs[:, None] * slot + taps - taps.min()).ravel()
+        return -1, outputs * steps[1], (inputs[:, None] * steps[2] + taps).ravel()
 
     def _channels(self, out_channels: int, spatial: int, pixels: int, turned: bool) -> int:
         """Output channels of a task: whole tiles, so many that all threads end soon, and at the same time.

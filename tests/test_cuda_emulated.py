@@ -11,6 +11,7 @@ import pytest
 from emulation.runtime import EmulatedRuntime, compiler
 from promise import assert_kept
 
+from fastconv import dispatch
 from fastconv.arrays import named_dtype
 from fastconv.compilation import variants
 from fastconv.gpu import (
@@ -149,6 +150,9 @@ EDGES = {
     "reflected to the far edge": forward((1, 2, 3, 4), (2, 2, 3, 4), padding=((2, 2), (3, 3)), padding_mode="reflect"),
     "replicated far out": forward((1, 2, 3, 4), (2, 2, 3, 4), padding=9, padding_mode="replicate"),
     "depthwise": forward((2, 33, 9, 9), (66, 1, 3, 3), groups=33, padding=1, bias=True, activation="relu"),
+    "depthwise, 31 x 31": forward((1, 3, 20, 19), (3, 1, 31, 31), groups=3, padding=15),
+    "depthwise, one dimension": forward((2, 9, 50), (9, 1, 7), groups=9, padding=3, dilation=2),
+    "depthwise, three dimensions": forward((1, 5, 6, 7, 8), (10, 1, 3, 3, 3), groups=5, padding=1, stride=(1, 2, 1)),
     "three dimensions": forward((1, 3, 5, 6, 7), (4, 3, 2, 3, 4), padding=1, stride=(1, 2, 3), activation="gelu"),
     "causal": forward((2, 3, 20), (4, 3, 4), padding="causal", dilation=3),
     "empty batch": forward((0, 3, 5, 5), (4, 3, 3, 3)),
@@ -322,6 +326,41 @@ def test_no_kernel_is_checked_while_a_graph_is_captured():
     check(ALGORITHMS["implicit_gemm"], problem, operands)
 
 
+class Gpus(EmulatedRuntime):
+    """Several devices, of which one is current."""
+
+    def __init__(self):
+        super().__init__()
+        self.current, self.uploads = 0, []
+
+    def device(self):
+        return self.current
+
+    def upload(self, array):
+        self.uploads.append(self.current)
+        return super().upload(array)
+
+
+def test_each_gpu_has_tables_and_checks_of_its_own():
+    problem = forward((1, 8, 6, 6), (8, 8, 3, 3), dtype="float16")
+    a, b, *_ = finite_operands(problem)
+    out = np.empty(problem.result_shape, np.float16)
+    with runtime.use(Gpus()) as gpus:
+        execution = dispatch.Execution(problem, ALGORITHMS["implicit_gemm"])
+        keys, checked, uploads = [], [], []
+        for gpus.current in (0, 1, 0):
+            gpus.launched.clear()
+            gpus.uploads.clear()
+            execution(a, b, out=out)
+            keys.append(execution.pack_key())
+            checked.append("direct.cu" in {spec.file for spec in gpus.launched})  # which it is compared with
+            uploads.append(list(gpus.uploads))
+            assert_kept(ALGORITHMS["implicit_gemm"], problem, out, a, b)
+    assert checked == [True, True, False]
+    assert uploads[0] and set(uploads[0]) == {0} and uploads[1] and set(uploads[1]) == {1} and not uploads[2]
+    assert keys[0] == keys[2] != keys[1]
+
+
 RECORDS = {
     "depthwise.cu": {"Depthwise": depthwise.DEPTHWISE},
     "direct.cu": {
@@ -358,16 +397,56 @@ def test_records_are_laid_out_alike_on_both_sides(emulated, file):
     assert out.tolist() == expected
 
 
+def far_apart(folder, name, shape, dtype, axis):
+    """An array whose neighbours along one axis are 2**31 elements apart, in a file with holes between them."""
+    itemsize = np.dtype(dtype).itemsize
+    strides = list(np.empty([1 if i == axis else n for i, n in enumerate(shape)], dtype).strides)
+    strides[axis] = itemsize << 31
+    memory = np.memmap(folder / name, dtype, "w+", shape=((shape[axis] - 1) << 31) + (1 << 10))
+    return np.lib.stride_tricks.as_strided(memory, shape, strides)
+
+
 @WITH_EACH
-def test_offsets_beyond_two_to_the_31_elements(algorithm, tmp_path):
-    """Images 2**31 elements apart, in files with a hole between them."""
-    problem = forward((2, 2, 6, 7), (3, 2, 3, 3), padding=1)
+@pytest.mark.parametrize("axis", ["images", "slices", "slices, channels last"])
+def test_offsets_beyond_two_to_the_31_elements(emulated, algorithm, axis, tmp_path):
+    """From image to image, and within one, as in a volume of 1282 x 722 x 124 voxels of 32 channels."""
+    if axis == "images":
+        problem, far = forward((2, 2, 6, 7), (3, 2, 3, 3), padding=1), 0
+    elif axis == "slices":
+        problem, far = forward((1, 2, 3, 6, 7), (3, 2, 2, 3, 3), padding=1, dtype="float16"), 2
+    else:
+        problem, far = forward((1, 3, 6, 7, 8), (5, 8, 2, 3, 3), padding=1, dtype="float16", data_format="NDHWC"), 1
+    if algorithm.why_not(problem) is not None:
+        pytest.skip(algorithm.why_not(problem))
     a, b, *_ = finite_operands(problem)
-    far = [np.memmap(tmp_path / name, np.float32, "w+", shape=(1 << 31) + (1 << 10)) for name in "xy"]
     x, y = (
-        np.lib.stride_tricks.as_strided(memory, shape, (1 << 33, *np.empty(shape, np.float32).strides[1:]))
-        for memory, shape in zip(far, (problem.x_shape, problem.y_shape), strict=True)
+        far_apart(tmp_path, name, shape, problem.dtype, far)
+        for name, shape in (("x", problem.x_shape), ("y", problem.y_shape))
     )
     x[...] = a
+    emulated.launched.clear()
     algorithm.apply(problem, x, b, y)
+    assert emulated.launched & set(algorithm.variants())
     assert_kept(algorithm, problem, y.copy(), a, b)
+
+
+@pytest.mark.parametrize("images_fastest", [False, True])
+def test_positions_beyond_two_to_the_31(emulated, images_fastest):
+    """Of five images of some 2**29 pixels: which one, and where in it."""
+    height, width = 3, ((1 << 29) - 7) // 3
+    piece = lower(forward((5, 1, height, width), (1, 1, 1, 1)))[0]
+    struct = "struct Asked { Geometry q; long long first, local, images_fastest; long long* out; };"
+    body = """const Position t = position_of(p.q, p.first, (unsigned int)p.local, p.images_fastest);
+    p.out[0] = t.n; p.out[1] = t.d; p.out[2] = t.h; p.out[3] = t.w;"""
+    text = f'{program("gather.cuh")}{struct}extern "C" __global__ void ask(const Asked p) {{ {body} }}'
+    options = tuple(f"-D{name}={value}" for name, value in runtime.dtype_defines("float16"))
+    pixels = height * width
+    for first in (0, pixels - 64, (1 << 31) - 64, 1 << 31, 5 * pixels // 128 * 128):
+        for local in (0, 63, 127):
+            number = first + local
+            n, pixel = (number % 5, number // 5) if images_fastest else divmod(number, pixels)
+            if n < 5 and pixel < pixels:
+                out = np.zeros(4, np.int64)
+                words = np.array([*arguments.geometry(piece), first, local, images_fastest, out.ctypes.data], np.int64)
+                emulated.launch_text(text, "ask", (1, 1, 1), (1, 1, 1), words, options)
+                assert out.tolist() == [n, 0, pixel // width, pixel % width]

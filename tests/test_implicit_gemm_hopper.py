@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler (c++
 ALGORITHM = implicit_gemm_hopper._ALGORITHM
 SMALLEST = implicit_gemm_hopper._TILES[-1]
 DTYPES = tuple(implicit_gemm_hopper._RATES)
+H100 = Machine(cores=132, flops=6e13, bandwidth=3e12, launch=5e-6)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -135,6 +136,22 @@ def test_all_tiles_give_the_same_bits(emulated, tile):
         results.append(check(problem, emulated, operands).tobytes())
         assert implicit_gemm_hopper._spec("float16", each) in emulated.launched
     assert len(set(results)) == 1
+
+
+def test_tuning_measures_every_tile(emulated):
+    problem = problem_of("transposed", (2, 5, 6, 16), (16, 70, 3, 3), stride=2, bias=True)
+    operands = operands_of(problem)
+    configurations = {c.configuration: c for c in ALGORITHM.configurations(problem)}
+    assert list(configurations) == ["128x256", "256x128", "128x128", "256x64", "128x64"]
+    for name, configuration in configurations.items():
+        assert configuration.key == f"implicit_gemm_hopper {name}"
+        assert configuration.cost(problem, H100) >= ALGORITHM.cost(problem, H100)
+        emulated.launched.clear()
+        out = np.full(problem.result_shape, 77, np.float16)
+        configuration.apply(problem, *operands[:2], out, operands[2])
+        assert_kept(configuration, problem, out, *operands)
+        tile = next(tile for tile in implicit_gemm_hopper._TILES if str(tile) == name)
+        assert emulated.launched >= {implicit_gemm_hopper._spec("float16", tile)}
 
 
 @pytest.mark.parametrize("block", range(4))
@@ -309,9 +326,6 @@ def test_equal_weights_are_packed_once_for_it_and_for_implicit_gemm():
     assert plan.pack_key == other.pack_key
     w = random_values((1, 12, 16, 1, 3, 3), "float16", np.random.default_rng(1))
     np.testing.assert_array_equal(plan.pack(w)[0], other.pack(w)[0])
-
-
-H100 = Machine(cores=132, flops=6e13, bandwidth=3e12, launch=5e-6)
 
 
 def test_large_layers_are_given_to_it(monkeypatch):

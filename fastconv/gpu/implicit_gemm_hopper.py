@@ -63,6 +63,9 @@ class Tile:
         band = 16 * (32 + 8) * 4 + 2 * 16 * 8
         return self.stages * ((self.positions + self.channels) * ROW_BYTES + 2 * 8) + 8 * band
 
+    def __str__(self) -> str:
+        return f"{self.positions}x{self.channels}"
+
 
 _TILES = (
     Tile(128, 256, 4, 0.75),
@@ -216,8 +219,9 @@ def _vectors_fit(strides: Words, channels: int, itemsize: int) -> bool:
 class ImplicitGemmHopperPlan(Plan):
     """One launch for each piece; `implicit_gemm` runs what lies in memory as the copy engine cannot take it."""
 
-    def __init__(self, problem: ConvProblem, workspace_limit: int) -> None:
+    def __init__(self, problem: ConvProblem, workspace_limit: int, tile: Tile | None = None) -> None:
         self.problem = problem
+        self._tile = tile
         self._pieces = lower(problem)
         self._geometries = [geometry(piece) for piece in self._pieces]
         self._otherwise = ImplicitGemmPlan(problem, workspace_limit)
@@ -266,7 +270,8 @@ class ImplicitGemmHopperPlan(Plan):
         shape = source.batch, source.groups, source.in_channels, *source.size
         if misalignment or not _fits(strides, shape, _itemsize(dtype)):
             return None
-        launches = tuple(_launch(piece, dtype, _best_tile(piece, dtype, processors)) for piece in self._pieces)
+        tiles = (self._tile or _best_tile(piece, dtype, processors) for piece in self._pieces)
+        launches = tuple(_launch(piece, dtype, tile) for piece, tile in zip(self._pieces, tiles, strict=True))
         right = all(_is_right(self.problem, launch.tile, launch.axes) for launch in launches)
         return launches if right else None
 
@@ -312,9 +317,17 @@ def _is_right(problem: ConvProblem, tile: Tile, axes: int) -> bool:
 
 
 class ImplicitGemmHopper(GpuAlgorithm):
-    """Implicit GEMM by warpgroup products."""
+    """Implicit GEMM by warpgroup products, in the tile predicted best or, where `tune` measured it, in this one."""
 
     name = "implicit_gemm_hopper"
+
+    def __init__(self, tile: Tile | None = None) -> None:
+        self._tiles = (tile,) if tile else _TILES
+        self._tile = tile
+        self.configuration = str(tile or "")
+
+    def configurations(self, problem: ConvProblem) -> Iterable[ImplicitGemmHopper]:
+        return map(ImplicitGemmHopper, _TILES)
 
     def why_not(self, problem: ConvProblem) -> str | None:
         capability = runtime().capability()
@@ -348,7 +361,7 @@ class ImplicitGemmHopper(GpuAlgorithm):
     def cost(self, problem: ConvProblem, machine: Machine) -> float:
         seconds, dtype = 0.0, problem.dtype
         for piece in lower(problem):
-            work = min(_work(piece, dtype, tile, machine.cores) for tile in _TILES)
+            work = min(_work(piece, dtype, tile, machine.cores) for tile in self._tiles)
             seconds += machine.launch + 2 * work / (machine.flops * _RATES[dtype])
         return seconds
 
@@ -368,7 +381,7 @@ class ImplicitGemmHopper(GpuAlgorithm):
         return max(own, _GENERAL.tolerance(problem))
 
     def plan(self, problem: ConvProblem, workspace_limit: int) -> ImplicitGemmHopperPlan:
-        return ImplicitGemmHopperPlan(problem, workspace_limit)
+        return ImplicitGemmHopperPlan(problem, workspace_limit, self._tile)
 
     def variants(self) -> Iterable[KernelSpec]:
         return (_spec(dtype, tile) for dtype in _RATES for tile in _TILES)

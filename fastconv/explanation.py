@@ -57,18 +57,19 @@ class Explanation:
     rows: tuple[Row, ...]
 
     def __repr__(self) -> str:
-        lines = [("algorithm", "   call", "   prepared", "workspace", "tolerance", "")]
+        lines = [("algorithm", "   call", "   prepared", "workspace", "tolerance")]
+        declined: dict[tuple[str, str], list[str]] = {}  # names by device and reason: many share theirs
         for row in self.rows:
-            name = f"{row.device} {row.algorithm}"
-            if row.workspace_bytes is None:
-                lines.append((name, "   -", "   -", "-", "-", f"declines: {row.why_not}"))
+            if row.why_not is not None:
+                declined.setdefault((row.device, row.why_not), []).append(row.algorithm)
                 continue
-            space = f"{row.workspace_bytes / 2**20:.3g} MiB"
+            space = f"{(row.workspace_bytes or 0) / 2**20:.3g} MiB"
             promise = f"{row.tolerance:.1e}" + (f" near {row.spread}" if any(row.spread or ()) else "")
-            lines.append((name, str(row.call), str(row.prepared), space, promise, ""))
-        widths = [max(len(line[i]) for line in lines) for i in range(5)]
-        table = ["  ".join([*(c.ljust(n) for c, n in zip(line, widths, strict=False)), line[5]]) for line in lines]
-        return "\n".join([str(self.problem), *(line.rstrip() for line in table)])
+            lines.append((f"{row.device} {row.algorithm}", str(row.call), str(row.prepared), space, promise))
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = ["  ".join(cell.ljust(n) for cell, n in zip(line, widths, strict=True)).rstrip() for line in lines]
+        reasons = [f"{device} {', '.join(names)}: {reason}" for (device, reason), names in declined.items()]
+        return "\n".join([str(self.problem), *table, *(["declined by"] if reasons else []), *reasons])
 
 
 def explain(

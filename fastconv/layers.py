@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from typing import Any, ClassVar
 
@@ -30,6 +31,16 @@ class _Layer:
         self._algorithm, self._device = algorithm, device
         self._packed: OrderedDict[Any, Any] = OrderedDict()
         self._ready: dict[Any, tuple[Execution, Any]] = {}
+
+    def __repr__(self) -> str:
+        """The weight's shape and dtype, and every option that is not the default."""
+        parameters = inspect.signature(type(self)).parameters
+        bound = {"w": None, "bias": None, "algorithm": self._algorithm, "device": self._device}
+        options = zip((name for name in parameters if name not in bound), self._options, strict=True)
+        shown = {name: repr(value) for name, value in (bound | dict(options)).items() if value is not None}
+        changed = [f"{n}={shown[n]}" for n in parameters if n in shown and shown[n] != repr(parameters[n].default)]
+        bias = [] if self._bias is None else ["bias"]
+        return f"{type(self).__name__}({', '.join([f'w {self._w.shape} {self._w.dtype}', *bias, *changed])})"
 
     def __call__(self, x: Any, residual: Any = None, out: Any = None) -> Any:
         """Apply the layer.

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fastconv.cli import COMMANDS
+from fastconv.registry import algorithms
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,6 +59,8 @@ def test_explain_marks_the_choice():
         "explain", "--x", 1, 8, 9, "--w", 8, 4, 3, "--transposed", "--dtype", "float64", "--algorithm", "direct"
     )
     assert "conv_transpose1d" in done.stdout
+    done = fastconv("explain", "--x", 1, 8, 9, 9, "--w", 8, 8, 3, 3, "--padding", 0, 1, 2, 3)
+    assert "padding=((0, 1), (2, 3))" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -81,6 +84,7 @@ def test_explain_marks_the_choice():
         (("verify", "--seed", "-1"), "--seed"),
         (("warmup", "--dtype", "float8"), "float8"),
         (("compile", "--arch", "sm_1"), "sm_1"),
+        (("compile", "--arch", "sm_90", "--kernels", "abacus"), "--kernels abacus: expected beginnings of names"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
@@ -119,6 +123,9 @@ def test_verify_runs_every_algorithm_and_can_repeat_a_problem():
     assert "im2col" in done.stdout
     again = fastconv("verify", "--seconds", 0, "--seed", 3).stdout
     assert "1 random problems, seed 3" in again
+    ran, idle = again.split("not run, as none of these problems is for them: ")
+    names = {a.name for a in algorithms("cpu")}
+    assert {name for name in names if name in ran.split()} | set(idle.strip().split(", ")) == names
 
 
 def test_verify_reports_a_wrong_algorithm_with_its_seed():

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from fastconv.commands.console import CommandError, positive_int, progress, table
-from fastconv.compilation import ARCHITECTURES, CompilationError, compile_all, programs
+from fastconv.compilation import ARCHITECTURES, CompilationError, compile_all, programs, variants
 from fastconv.gpu.runtime import KernelSpec
 
 HELP = "compile the CUDA kernels and weigh them; needs no GPU"
@@ -29,6 +29,11 @@ def run(args: argparse.Namespace) -> int:
     """Compile and print a table; 1 if any kernel does not compile."""
     architectures = [int(name.removeprefix("sm_")) for name in dict.fromkeys(args.arch)]
     kernels = {arch: [spec for together in programs(arch, args.kernels) for spec in together] for arch in architectures}
+    if not any(kernels.values()):
+        files = sorted({spec.file.removesuffix(".cu") for spec in variants()})
+        raise CommandError(
+            f"--kernels {' '.join(args.kernels)}: expected beginnings of names, as of {', '.join(files)}"
+        )
     cells: dict[tuple[KernelSpec, int], str] = {}
     spilled = 0
     try:

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
         text = f"shape of {name}, such as {example}"
         parser.add_argument(f"--{name}", type=int, nargs="+", required=required, metavar="N", help=text)
     for name in _NUMBERS:
-        words = ", or a word such as same" if name == "padding" else ""
+        words = ", or two (before, after) for each axis, or a word such as same" if name == "padding" else ""
         text = f"one number, or one for each axis{words}"
         parser.add_argument(_option(name), type=_number_or_word, nargs="+", metavar="N", help=text, **given)
     parser.add_argument("--groups", type=int, metavar="N", **given)
@@ -41,6 +41,9 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
     for name in _NUMBERS:
         if len(found.get(name, ())) == 1:
             (found[name],) = found[name]
+    padding = found.get("padding")
+    if isinstance(padding, list) and len(padding) == 2 * (len(args.w or ()) - 2):
+        found["padding"] = list(zip(padding[::2], padding[1::2], strict=True))
     return found
 
 

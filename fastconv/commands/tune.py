@@ -69,7 +69,7 @@ def _show(device: str) -> None:
         for problem, record in remembered.recall_all(device).items()
     ]
     table(f"fastest on this {device}", ("problem", "call", "ms", "prepared", "ms"), rows)
-    print(f"{len(rows)} problems remembered in {remembered.folder()}")
+    print(f"{len(rows)} problem{'s' * (len(rows) != 1)} remembered in {remembered.folder()}")
 
 
 def _fastest(times: dict[str, float]) -> tuple[str, str]:

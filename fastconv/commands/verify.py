@@ -52,9 +52,11 @@ def run(args: argparse.Namespace) -> int:
             seed += 1
             report(min(time.monotonic() - start, args.seconds), doing)
     failures = [failure for record in records.values() for failure in record.failures]
-    rows = [records[key].row() for key in sorted(records)]
+    rows = [records[key].row() for key in sorted(records) if records[key].ran]
     columns = ("algorithm", "dtype", "run", "declined", "failed", "worst error", "promised there", "worst/promised")
     table(f"{seed - args.seed} random problems, seed {args.seed}, {args.device}", columns, rows)
+    if idle := {a.name for a in candidates} - {name for (name, _), record in records.items() if record.ran}:
+        print(f"not run, as none of these problems is for them: {', '.join(sorted(idle))}")
     for failed_seed, what in failures[:_MOST_TOLD]:
         print(f"FAILED {what}\n  repeat with: fastconv verify --device {args.device} --seed {failed_seed} --seconds 0")
     return 1 if failures else 0
@@ -67,7 +69,7 @@ class Record:
         self.algorithm = algorithm
         self.dtype = dtype
         self.failures: list[tuple[int, str]] = []
-        self._run = self._declined = 0
+        self.ran = self._declined = 0
         self._worst = (0.0, 0.0, 0.0)
 
     def check(self, seed: int, problem: ConvProblem, operands: tuple[Any, ...], on_device: tuple[Any, ...]) -> None:
@@ -77,7 +79,7 @@ class Record:
         if self.algorithm.why_not(problem) is not None:
             self._declined += 1
             return
-        self._run += 1
+        self.ran += 1
         try:
             result = _compute(self.algorithm, problem, on_device)
             off = error(problem, result, *operands, spread=self.algorithm.spread(problem))
@@ -93,7 +95,7 @@ class Record:
 
     def row(self) -> tuple[str, ...]:
         """This record as a row of the table."""
-        counts = (self._run, self._declined, len(self.failures))
+        counts = (self.ran, self._declined, len(self.failures))
         ratio, off, promised = self._worst
         return (self.algorithm.name, self.dtype, *map(str, counts), f"{off:.2g}", f"{promised:.2g}", f"{ratio:.2f}")
 

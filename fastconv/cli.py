@@ -20,7 +20,8 @@ COMMANDS = ("demo", "bench", "explain", "tune", "warmup", "verify", "info", "com
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that `argv` (by default the process's arguments) names; return its exit status.
 
-    Exit status 0 is success, 1 a check that failed, 2 arguments or an installation that do not allow the command.
+    Exit status 0 is success, 1 a check that failed, 2 arguments or an installation that do not allow the command, and
+    130 an interruption by Ctrl-C.
     """
     parser = argparse.ArgumentParser(prog="fastconv", description="Convolution for NumPy and CuPy arrays.")
     parser.add_argument("--version", action="version", version=f"fastconv {__version__}")
@@ -36,4 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CommandError as problem:
         print(f"fastconv {args.command}: error: {problem}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"fastconv {args.command}: interrupted", file=sys.stderr)
+        return 130
     return status

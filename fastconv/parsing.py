@@ -54,9 +54,10 @@ def flag(name: str, value: Any) -> bool:
 
 def lengths(name: str, shape: Any) -> tuple[int, ...]:
     """The shape of an array that a caller describes by it."""
-    if isinstance(shape, str) or not hasattr(shape, "__iter__"):
-        raise TypeError(f"{name}={shape!r}: expected a sequence of integers, the shape of an array")
-    axes = tuple(shape)
+    try:
+        axes = (shape,) if isinstance(shape, str) else tuple(shape)
+    except TypeError:
+        raise TypeError(f"{name}={shape!r}: expected a sequence of integers, the shape of an array") from None
     try:
         return tuple(integer(name, length, 0, sys.maxsize) for length in axes)
     except (TypeError, ValueError) as error:

@@ -197,6 +197,8 @@ def test_a_workspace_below_a_mebibyte_is_refused():
         ({"dtype": 7}, TypeError, ["dtype=7", "expected one of float32"]),
         ({"dtype": "(f4"}, TypeError, ["dtype='(f4'", "expected one of float32"]),
         ({"x_shape": 7}, TypeError, ["x_shape=7", "expected a sequence of integers"]),
+        ({"x_shape": np.array(7)}, TypeError, ["x_shape=array(7)", "expected a sequence of integers"]),
+        ({"x_shape": "1499"}, TypeError, ["x_shape=('1499',)", "expected integers"]),
         ({"x_shape": (1, 4, -1, 9)}, ValueError, ["x_shape=(1, 4, -1, 9)", "at least 0"]),
         ({"w_shape": np.int64(4)}, TypeError, ["w_shape=np.int64(4)", "expected a sequence of integers"]),
         ({"w_shape": (4, 4, 3.0, 3)}, TypeError, ["w_shape=(4, 4, 3.0, 3)", "expected integers"]),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from fastconv.cli import COMMANDS
+from fastconv.commands import info
 from fastconv.registry import algorithms
 
 ROOT = Path(__file__).parents[1]
@@ -169,3 +171,31 @@ def test_bench_measures_prints_and_writes(tmp_path):
     assert "NHWC against NCHW" in fastconv("bench", "--read", data, "--roofline", again).stdout
     for file in tmp_path.glob("*-roofline.png"):
         assert (again / file.name).read_bytes() == file.read_bytes()
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback():
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    with subprocess.Popen(
+        [sys.executable, "-m", "fastconv", "verify", "--seconds", "600"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    ) as running:
+        running.stderr.readline()  # the first problem is done
+        running.send_signal(signal.SIGINT)
+        _, stderr = running.communicate(timeout=300)
+    assert running.returncode == 130
+    assert stderr == "fastconv verify: interrupted\n"
+
+
+def test_the_commit_of_a_checkout_that_does_not_hold_the_package_is_not_told(tmp_path):
+    package = tmp_path / "site-packages" / "fastconv"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (tmp_path / "theirs.py").touch()
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    for command in (["init", "-q"], ["add", "theirs.py"], ["commit", "-qm", "theirs"]):
+        subprocess.run([*git, *command], check=True)
+    assert info.git_commit(tmp_path)
+    assert info.git_commit(package) is None

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from fastconv.commands.bench_results import Row, Run, read, write
 from fastconv.commands.bench_tables import print_cpu_against_gpu, print_run
 from fastconv.commands.console import CommandError, installed, positive_int, progress, require
+from fastconv.commands.engine import EngineError
 from fastconv.commands.engines import ENGINES, PEERS
-from fastconv.commands.race import EngineError, Racer, race
+from fastconv.commands.race import Racer, race
 from fastconv.networks import LAYERS, NETWORKS, SURVEY, TF32, Layer
 from fastconv.problem import DTYPES, OPS
 

@@ -23,6 +23,14 @@ _MOST_DRAWN = 4_000_037  # numbers: no multiple of an image's size, so that no t
 _INTEGERS = -128, 128  # from which integers are drawn, up to the second; unsigned bytes wrap to all of their own
 
 
+class EngineError(Exception):
+    """An engine could not do what it was asked; the message says why."""
+
+
+class Declined(EngineError):
+    """An engine does not compute such layers; the message says why."""
+
+
 class Engine(ABC):
     """A library that computes layers on one device, with a number of threads where that is the CPU."""
 

@@ -77,10 +77,15 @@ def collect(places: bool = True) -> dict[str, Any]:
 
 
 def git_commit(where: Path) -> str | None:
-    """The commit that is checked out at `where`, marked where files differ from it; None outside a checkout."""
-    command = ["git", "-C", str(where), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """The commit that is checked out at `where`, marked where files differ from it; None outside a checkout.
+
+    A folder of installed packages may lie inside the checkout of something else, which does not track it.
+    """
+    tracked = ["git", "-C", str(where), "ls-files", "--error-unmatch", "."]
+    commit = ["git", "-C", str(where), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        subprocess.run(tracked, capture_output=True, check=True)
+        return subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 

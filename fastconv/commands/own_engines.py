@@ -10,8 +10,7 @@ import numpy as np
 
 import fastconv
 from fastconv import dispatch, registry
-from fastconv.commands.engine import Array, Engine
-from fastconv.commands.race import Declined
+from fastconv.commands.engine import Array, Declined, Engine
 from fastconv.networks import Layer
 from fastconv.problem import OPS, WEIGHT_FORMATS, ConvProblem
 

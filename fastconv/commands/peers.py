@@ -7,9 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fastconv.commands.engine import Array, Engine
+from fastconv.commands.engine import Array, Declined, Engine
 from fastconv.commands.own_engines import ChannelsLast
-from fastconv.commands.race import Declined
 from fastconv.networks import TF32, Layer, stored
 from fastconv.problem import OPS
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import multiprocessing
+import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from fastconv.commands.engine import Declined, EngineError, layer_operands
 from fastconv.networks import TF32, Layer
 from fastconv.registry import UNIT_ROUNDOFF
 from fastconv.timing import seconds_of
@@ -94,14 +96,6 @@ class Racer:
         self._process.join()
 
 
-class EngineError(Exception):
-    """An engine could not do what it was asked; the message says why."""
-
-
-class Declined(EngineError):
-    """An engine does not compute such layers; the message says why."""
-
-
 def race(racers: list[Racer], layer: Layer, dtype: str, device: str, seconds: float) -> list[Entry]:
     """Time a layer on every engine for so long; the first result is what the others are compared with.
 
@@ -157,6 +151,7 @@ def _difference(result: Any, expected: Any) -> float:
 
 def _serve(pipe: Connection, name: str, device: str, threads: int) -> None:
     """Answer requests, which are methods of :class:`_Server` and their arguments, until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both ends; the other one ends this
     server = None
     while True:
         try:
@@ -187,8 +182,6 @@ class _Server:
 
     def load(self, layer: Layer, dtype: str) -> tuple[str, Any]:
         """Prepare a layer and run it once; the algorithm's name, and the result or some images of it."""
-        from fastconv.commands.engine import layer_operands
-
         if layer.op not in self._engine.ops:
             raise Declined(f"it has no {layer.op}")
         if layer.fused and not self._engine.fuses:

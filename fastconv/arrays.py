@@ -50,7 +50,7 @@ def is_plain(value: Any) -> bool:
 def on_gpu(value: Any) -> bool:
     """Whether `value` is a CuPy array, or a torch tensor in a GPU's memory."""
     if is_tensor(value):
-        return bool(value.device.type == "cuda")
+        return bool(value.is_cuda)
     cupy = sys.modules.get("cupy")
     return cupy is not None and isinstance(value, cupy.ndarray)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastconv import ConvProblem
-from fastconv.torch.operator import channels_last, convolution, dtype_name, frozen, intercepted
+from fastconv.torch.operator import channels_last, convolution, dtype_name, eager, frozen, intercepted, plain, watched
 
 
 def concerns(x: Tensor, *others: Any) -> bool:
@@ -20,14 +20,18 @@ def concerns(x: Tensor, *others: Any) -> bool:
     It is where torch records gradients, traces, transforms or casts, where the result must keep a memory format, and
     where dtypes differ, which is an error between tensors.
     """
-    tensors = [x, *[v for v in others if isinstance(v, Tensor)]]
-    records, dtype = torch.is_grad_enabled(), x.dtype
-    return (
-        intercepted(*tensors)
-        or _autocast(x.device.type)
-        or channels_last(*tensors)
-        or any(t.dtype != dtype or (records and t.requires_grad) for t in tensors)
-    )
+    if watched() or _autocast(x):
+        return True
+    dtype, records = x.dtype, torch.is_grad_enabled()
+    for value in (x, *others):
+        if isinstance(value, Tensor) and (
+            not plain(value)
+            or value.dtype is not dtype
+            or (records and value.requires_grad)
+            or (not value.is_contiguous() and channels_last(value))
+        ):
+            return True
+    return False
 
 
 _ACTIVATIONS: dict[Any, Callable[[Tensor], Tensor]] = {
@@ -55,17 +59,17 @@ def convolve(
     if out is not None:
         raise TypeError("out= cannot be recorded, traced, cast or laid out by torch: expected None")
     given = {"x": x, "w": w, "bias": bias, "residual": residual}
-    cast = torch.get_autocast_dtype(x.device.type) if _autocast(x.device.type) else None
-    x, w, bias, residual = (_operand(name, value, x.device, cast) for name, value in given.items())
+    cast = torch.get_autocast_dtype(x.device.type) if _autocast(x) else None
+    x, w, bias, residual = [_operand(name, value, x.device, cast) for name, value in given.items()]
     if x.dtype != w.dtype:
         raise TypeError(f"x has dtype {x.dtype} and w {w.dtype}: expected tensors of one dtype")
-    stride, padding, dilation, output_padding = map(frozen, (stride, padding, dilation, output_padding))
-    geometry = None
-    if not intercepted(x, w):  # a tracer's sizes may be symbols; the operator checks what is known of them
-        options = (
-            stride, padding, dilation, groups, padding_mode, data_format, weight_format, frozen(activation),
-            flip_kernel, precision, output_padding,
-        )  # fmt: skip
+    compute, geometry = convolution, None
+    if not intercepted(*[t for t in (x, w, bias) if t is not None]):
+        compute = eager
+        options = _hashable((
+            stride, padding, dilation, groups, padding_mode, data_format, weight_format, activation, flip_kernel,
+            precision, output_padding,
+        ))  # fmt: skip
         geometry = _checked_geometry(op, ndim, x.shape, w.shape, x.dtype, options, _kinds(options))
 
     last = data_format == "channels_last" or data_format.endswith("C")
@@ -81,10 +85,11 @@ def convolve(
     if len(batch) != 1:
         x = x.flatten(0, len(batch) - 1) if batch else x.unsqueeze(0)
 
-    if geometry is None:
-        geometry = _geometry(op, x.shape[2:], w.shape[2:], stride, padding, dilation, output_padding)
+    if geometry is None:  # a tracer's sizes may be symbols; the operator checks what is known of them
+        options = map(frozen, (stride, padding, dilation, output_padding))
+        geometry = _geometry(op, x.shape[2:], w.shape[2:], *options)
     size, *others = geometry
-    y = convolution(x, w, bias, op, size, groups, *others, padding_mode, precision, algorithm, device)
+    y = compute(x, w, bias, op, size, groups, *others, padding_mode, precision, algorithm, device)
     if len(batch) != 1:
         y = y.reshape(*batch, *y.shape[1:])
     if residual is not None:
@@ -95,8 +100,8 @@ def convolve(
     return y.movedim(-1 - ndim, -1) if last else y
 
 
-def _autocast(device: str) -> bool:
-    return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+def _autocast(x: Tensor) -> bool:
+    return (x.is_cpu and torch.is_autocast_enabled("cpu")) or (x.is_cuda and torch.is_autocast_enabled("cuda"))
 
 
 def _operand(name: str, value: Any, device: torch.device, cast: torch.dtype | None) -> Tensor | None:
@@ -117,9 +122,17 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-def _kinds(option: Any) -> Any:
-    """The types in an option: 1, 1.0 and True are equal, but not equally good."""
-    return tuple(map(_kinds, option)) if type(option) is tuple else type(option)
+def _hashable(options: tuple[Any, ...]) -> tuple[Any, ...]:
+    try:
+        hash(options)
+    except TypeError:  # a list among them
+        return frozen(options)
+    return options
+
+
+def _kinds(option: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The types in options: 1, 1.0 and True are equal, but not equally good."""
+    return tuple([_kinds(v) if type(v) is tuple else type(v) for v in option])
 
 
 @lru_cache(maxsize=4096)

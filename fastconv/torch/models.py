@@ -21,7 +21,7 @@ def _on_torchs_terms(name: str, torchs: Callable[[], Any], x: Tensor, w: Tensor,
     try:
         if x.dim() - ndim not in (1, 2):
             raise ValueError(f"input has {x.dim()} axes")
-        bias, stride, padding, *rest = (_widened(arg) for arg in args)
+        bias, stride, padding, *rest = map(_widened, args)
         if padding == "same" and stride not in (1, (1,) * ndim, [1] * ndim):
             raise ValueError("padding='same' with a stride")
         return getattr(fastconv, name)(x, w, bias, stride, padding, *rest, **options)

@@ -24,17 +24,27 @@ import fastconv
 from fastconv import ConvProblem
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+_PLAIN = frozenset((Tensor, nn.Parameter))
 
 
 def intercepted(*tensors: Tensor) -> bool:
     """Whether something must see the call before a kernel does: a tracer, a transform, a tensor of its own kind."""
+    return watched() or not all(map(plain, tensors))
+
+
+def watched() -> bool:
+    """Whether a tracer or a transform must see every call."""
     return (
         torch.compiler.is_compiling()
-        or any(type(t) not in (Tensor, nn.Parameter) or is_legacy_batchedtensor(t) for t in tensors)
         or _get_current_dispatch_mode() is not None
         or _transformed()
-        or torch.jit.is_tracing()
+        or torch._C._is_tracing()
     )
+
+
+def plain(tensor: Tensor) -> bool:
+    """Whether a tensor is nothing but its values."""
+    return type(tensor) in _PLAIN and not is_legacy_batchedtensor(tensor)
 
 
 def _transformed() -> bool:
@@ -72,6 +82,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def frozen(option: Any) -> Any:
+    """An option with tuples for lists."""
     return tuple(map(frozen, option)) if isinstance(option, (list, tuple)) else option
 
 
@@ -158,7 +169,7 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     ]
     axes = [axis for axis in range(g.dim()) if axis != 1]
     bias = g.sum(axes).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
-    return (*grads, bias, *[None] * (3 + len(ctx.fixed)))
+    return (*grads, bias, *[None] * (len(ctx.needs_input_grad) - 3))
 
 
 def _jvp(ctx: Any, da: Tensor | None, db: Tensor | None, dbias: Tensor | None, *_: None) -> Tensor:
@@ -197,9 +208,9 @@ class _Recorded(torch.autograd.Function):  # type: ignore[misc]
     """The operator with its backward for eager calls, at a seventh of what torch's dispatcher takes for the same."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        result = _compute(*inputs)
-        _setup_context(ctx, inputs, result)
+    def forward(ctx: Any, a: Tensor, b: Tensor, bias: Tensor | None, options: tuple[Any, ...]) -> Tensor:
+        result = _compute(a, b, bias, *options)
+        _setup_context(ctx, (a, b, bias, *options), result)
         return result
 
     backward = staticmethod(_backward)
@@ -221,14 +232,19 @@ class _Transformed(torch.autograd.Function):  # type: ignore[misc]
 def convolution(a: Tensor, b: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
     """Call the operator by the shortest way that all who must see the call allow."""
     tensors = (a, b) if bias is None else (a, b, bias)
-    if intercepted(*tensors):
-        if _transformed() and not torch.compiler.is_compiling():
-            return _Transformed.apply(a, b, bias, *options)
-        if torch.jit.is_tracing():
-            raise RuntimeError("torch.jit.trace cannot record fastconv's operator: use torch.export or torch.compile")
-        return torch.ops.fastconv.convolution(a, b, bias, *options)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return _Recorded.apply(a, b, bias, *options)
+    if not intercepted(*tensors):
+        return eager(a, b, bias, *options)
+    if _transformed() and not torch.compiler.is_compiling():
+        return _Transformed.apply(a, b, bias, *options)
+    if torch.jit.is_tracing():
+        raise RuntimeError("torch.jit.trace cannot record fastconv's operator: use torch.export or torch.compile")
+    return torch.ops.fastconv.convolution(a, b, bias, *options)
+
+
+def eager(a: Tensor, b: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    """Call the operator where nothing intercepts it."""
+    if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad or (bias is not None and bias.requires_grad)):
+        return _Recorded.apply(a, b, bias, options)  # torch takes time for each argument
     return _compute(a, b, bias, *options)
 
 

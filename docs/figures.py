@@ -150,6 +150,32 @@ def im2col() -> None:
     )
 
 
+def fully_connected() -> None:
+    """Rows of a weight that are read side by side, and how their lanes are added up."""
+    stream, turned = panels("eight rows and an image", "adding up lanes")
+    for row in range(8):
+        grid(stream, 5.6, 3.2 + 1.1 * row, 16, 1, EMPTY, 1.1)
+        grid(stream, 5.6, 3.2 + 1.1 * row, 4, 1, WEIGHT, 1.1)
+        grid(stream, 0.6, 3.2 + 1.1 * row, 4, 1, OUTPUT, 1.1)
+    grid(stream, 5.6, 1.2, 16, 1, INPUT, 1.1)
+    frame(stream, 5.6, 1.2, 4.4, 1.1)
+    frame(stream, 5.6, 3.2, 4.4, 8.8)
+    note(stream, 5.2, 1.8, "image", "right")
+    note(stream, 12, 13, "outlined: what is multiplied; the sums of each row, left, stay in registers")
+    for row in range(4):
+        grid(turned, 1.5, 4.4 + 1.1 * row, 4, 1, OUTPUT, 1.1)
+        grid(turned, 9.5, 4.4 + 1.1 * row, 4, 1, OUTPUT, 1.1)
+    frame(turned, 1.5, 4.4, 4.4, 1.1)
+    frame(turned, 9.5, 4.4, 1.1, 4.4)
+    grid(turned, 18, 6, 4, 1, OUTPUT, 1.1)
+    for left, right in ((6.2, 9.2), (14.2, 17.7)):
+        turned.annotate("", (right, 6.6), (left, 6.6), arrowprops={"arrowstyle": "->", "color": "#c51b1b"})
+    note(turned, 3.7, 10, "lanes of\nfour rows")
+    note(turned, 11.7, 10, "transposed")
+    note(turned, 20.2, 10, "one sum\nof each row")
+    note(turned, 12, 13, "of as many rows as a vector has lanes, in registers")
+
+
 def fft() -> None:
     """Overlapping tiles along one axis, and what a vector holds."""
     tiles, lanes, product = panels("overlap-save along one axis", "a unit: one tile in each lane", "at each frequency")
@@ -364,28 +390,6 @@ def parts() -> None:
     )
 
 
-def rows() -> None:
-    """Rows of a weight that are read side by side."""
-    (stream,) = panels("row_products: six rows, two images")
-    for row in range(6):
-        grid(stream, 7, 4.4 + 1.1 * row, 14, 1, EMPTY, 1.1)
-        grid(stream, 7, 4.4 + 1.1 * row, 3, 1, WEIGHT, 1.1)
-        grid(stream, 7 + 7 * 1.1, 4.4 + 1.1 * row, 1, 1, SCRATCH, 1.1)
-        grid(stream, 1.5, 4.4 + 1.1 * row, 2, 1, OUTPUT, 1.1)
-    for image in range(2):
-        grid(stream, 7, 1.2 + 1.1 * image, 14, 1, INPUT, 1.1)
-    frame(stream, 7, 1.2, 3.3, 2.2)
-    frame(stream, 7, 4.4, 3.3, 6.6)
-    note(stream, 6.6, 2.3, "images", "right")
-    note(stream, 2.6, 3.6, "sums")
-    note(
-        stream,
-        12,
-        12.6,
-        "outlined: what is multiplied; violet: the lines that are asked for,\n256 bytes ahead in each row",
-    )
-
-
 def weight_gradient() -> None:
     """A step of the sum over positions, and the tile of taps by outputs."""
     step, tile = panels("a step: some rows of one image", "the register tile")
@@ -443,7 +447,7 @@ def depthwise_weight_gradient() -> None:
 FIGURES = {
     figure.__name__: figure
     for figure in (
-        direct, implicit_gemm, integers, im2col, rows, fft, winograd, space_to_depth, depthwise,
+        direct, implicit_gemm, integers, im2col, fully_connected, fft, winograd, space_to_depth, depthwise,
         depthwise_weight_gradient, col2im, weight_gradient, parts,
     )
 }  # fmt: skip

@@ -29,13 +29,3 @@ def test_outputs_that_see_all_of_their_image(dtype, batch, groups, channels_last
         out = np.full(p.result_shape, 7, numpy_dtype(p.result_dtype))
         IM2COL.apply(p, *operands[:2], out, *operands[2:], workspace_limit=limit)
         assert_kept(IM2COL, p, out, *operands)
-
-
-@pytest.mark.parametrize("batch", [1, 2, 5, 9])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_more_taps_than_stay_in_cache(dtype, batch):
-    p = ConvProblem.forward(1, (batch, 701, 3), (13, 701, 3), dtype=dtype)  # no multiple of rows, lanes or runs
-    operands = make_operands(p)
-    out = np.full(p.result_shape, 7, numpy_dtype(p.result_dtype))
-    IM2COL.apply(p, *operands[:2], out, *operands[2:])
-    assert_kept(IM2COL, p, out, *operands)

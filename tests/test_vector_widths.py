@@ -26,6 +26,7 @@ PROBLEMS = [
     ConvProblem.forward(2, (2, 5, 13, 11), (19, 5, 3, 3), padding=1, bias=True, activation="relu"),
     ConvProblem.forward(2, (1, 14, 14, 20), (17, 20, 3, 3), padding=1, data_format="NHWC"),
     ConvProblem.forward(2, (1, 24, 12, 13), (40, 24, 1, 1)),
+    ConvProblem.forward(2, (2, 29, 1, 1), (19, 29, 1, 1), dtype="float64"),
     ConvProblem.forward(2, (1, 6, 17, 19), (6, 1, 5, 3), groups=6, stride=2, padding=2),
     ConvProblem.forward(2, (1, 18, 9, 40), (18, 1, 3, 3), groups=18, padding=1),
     ConvProblem.forward(2, (1, 9, 11, 20), (20, 4, 3, 3), groups=5, padding=1, bias=True, data_format="NHWC"),

@@ -6,8 +6,7 @@ as it is written out. The patch matrix of the whole image never exists: a tile i
 
 Where an output sees all of its image, as in a fully connected layer, the images are the patches, copied if they do not
 lie in the order of the weights, as with channels last. The weights, which lie as the caller has them, are read from
-memory once for all images, by all cores. For a few images nothing but that reading matters, and a kernel of our own
-does it (`row_products`).
+memory once for all images, by all cores. (For a few images nothing but that reading matters: see `fully_connected`.)
 
 Chellapilla, Puri and Simard, "High performance convolutional neural networks for document processing", 2006.
 """
@@ -16,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -28,9 +26,9 @@ from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.blas import one_thread
 from fastconv.cpu.costs import CostModel, Work, gathering, interleaving, scattering
 from fastconv.cpu.elements import resolve
+from fastconv.cpu.fully_connected import sees_all
 from fastconv.cpu.jit import Kernel, array, contiguous_taps, integer, records
 from fastconv.cpu.plan import PiecewisePlan
-from fastconv.cpu.row_products import ROWS, VECTORS, multiply_rows
 from fastconv.cpu.rows import add_row, read_row, write_row
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.problem import ConvProblem
@@ -41,8 +39,6 @@ _TILE = 1 << 20  # bytes of patches (all groups) in a tile, about the L2 cache
 _LEAST, _MOST = 64, 1024  # positions (or output channels): fewer starve the GEMM, more only cost memory
 _PARTS = 4  # of the output channels of a fully connected layer, for each core,
 _LEAST_PART = 64 << 10  # of so many weights at least: they are read in the time that Python takes for a task
-_FEW = 8  # images for which weights are read too fast for a BLAS, which first copies them into an order of its own
-_RUN = 1024  # taps of rows and of images that stay in L1 while they are multiplied
 _SHARES = 16  # a tile takes at most this part of the workspace: so many threads may hold one
 _LONGEST = 4 << 20  # bytes of the patches of a single position, beyond which there is nothing to tile
 
@@ -95,24 +91,7 @@ def _finish(y, sums, n, begin, bias, residual, geometry, half, activation, param
                 position += run
 
 
-def _multiply(weights, images, sums):  # type: ignore[no-untyped-def]
-    """``sums (G, O, N) = weights (G, O, taps) @ images (N, G, taps)``, for few images."""
-    taps, itemsize = weights.shape[2], weights.itemsize
-    sums[:] = 0
-    row, step = weights.strides[1] // itemsize, images.strides[0] // itemsize
-    for g in range(weights.shape[0]):
-        for o in range(0, weights.shape[1], ROWS):
-            for t in range(0, taps, _RUN):
-                for n in range(0, images.shape[0], VECTORS):
-                    multiply_rows(
-                        weights, g * weights.strides[0] // itemsize + o * row + t, row, min(ROWS, weights.shape[1] - o),
-                        min(_RUN, taps - t), images, n * step + g * images.strides[1] // itemsize + t, step,
-                        min(VECTORS, images.shape[0] - n), sums, (g * sums.shape[1] + o) * sums.shape[2] + n,
-                        sums.shape[2],
-                    )  # fmt: skip
-
-
-_pack_kernel, _finish_kernel, _multiply_kernel = Kernel(_pack), Kernel(_finish), Kernel(_multiply)
+_pack_kernel, _finish_kernel = Kernel(_pack), Kernel(_finish)
 
 
 class _Cut(NamedTuple):
@@ -136,9 +115,6 @@ class _Im2colPlan(PiecewisePlan):
             array(result, 6, readonly=False), matrix, integer, integer, vector, array(result, 6), geometry, integer,
             integer, vector,
         )  # fmt: skip
-        self._few = problem.batch <= _FEW and accumulator.kind == "f" and any(map(_sees_all, self._pieces))
-        if self._few:
-            self._multiply = _multiply_kernel.compile(array(accumulator, 3), array(accumulator, 3), matrix)
 
     def pack(self, w: Any) -> Any:
         """For each piece, its taps as a contiguous (G, O, taps) matrix."""
@@ -191,27 +167,18 @@ class _Im2colPlan(PiecewisePlan):
                 outputs = slice(piece.out_channels * part // parts, piece.out_channels * (part + 1) // parts)
                 shape = piece.groups, outputs.stop - outputs.start, some.shape[0]
                 sums = memory[used : used + math.prod(shape)].reshape(shape)
-                if self._few:
-                    self._multiply(weights[:, outputs], some, sums)
-                else:
-                    with np.errstate(all="ignore"):
-                        np.matmul(weights[:, outputs], some.transpose(1, 2, 0), out=sums)
+                with np.errstate(all="ignore"):
+                    np.matmul(weights[:, outputs], some.transpose(1, 2, 0), out=sums)
                 self._finish(y[:, :, outputs], sums, 0, begin, biases[:, outputs].ravel(), residual[:, :, outputs],
                              cut.tiled.geometry, self._half, *self._activation)  # fmt: skip
 
-        with nullcontext() if self._few else one_thread():
+        with one_thread():
             parallel.run(work, -(-piece.batch // tile) * parts, piece.macs)
-
-
-def _sees_all(piece: Correlation) -> bool:
-    """Whether an image has one output, which sees all of it once: a fully connected layer."""
-    dense = all(d == 1 or k == 1 for d, k in zip(piece.dilation, piece.kernel, strict=True))
-    return piece.positions == 1 and piece.kernel == piece.size and piece.offset == (0, 0, 0) and dense
 
 
 def _tiled(piece: Correlation) -> Correlation:
     """What is cut into tiles: positions, or images where those are the patches."""
-    return replace(piece, batch=1, count=(1, 1, piece.batch)) if _sees_all(piece) else piece
+    return replace(piece, batch=1, count=(1, 1, piece.batch)) if sees_all(piece) else piece
 
 
 def _parts(piece: Correlation) -> int:
@@ -235,7 +202,7 @@ def _tile(piece: Correlation, itemsize: int, workspace_limit: int) -> int:
 
 def _work(problem: ConvProblem) -> Iterable[Work]:
     for piece in lower(problem):
-        if _sees_all(piece):
+        if sees_all(piece):
             weights = piece.groups * piece.out_channels * piece.reduction
             counts = {
                 "product": piece.macs,

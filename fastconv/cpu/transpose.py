@@ -10,7 +10,7 @@ from fastconv.cpu.jit import intrinsic
 from fastconv.machine import vector_bytes
 
 
-def _transposed(builder: ir.IRBuilder, values: list[ir.Value]) -> list[ir.Value]:
+def transposed(builder: ir.IRBuilder, values: list[ir.Value]) -> list[ir.Value]:
     """As many vectors as each has elements, transposed.
 
     In step s of log2 of that number, each pair of rows that lie s apart swaps its off-diagonal blocks of s by s
@@ -51,7 +51,7 @@ def transpose_block(typing_context, source, source_at, source_pitch, target, tar
             return [moved(builder, base, builder.mul(arguments[k + 2], INDEX(i)), number) for i in range(lanes)]
 
         values = [builder.load(row, align=itemsize(number), typ=vector) for row in rows(0)]
-        for row, value in zip(rows(3), _transposed(builder, values), strict=True):
+        for row, value in zip(rows(3), transposed(builder, values), strict=True):
             builder.store(value, builder.bitcast(row, vector.as_pointer()), align=itemsize(number))
         return context.get_dummy_value()
 
@@ -85,7 +85,7 @@ def _define_plane(module: ir.Module, number: ir.Type, lanes: int) -> ir.Function
                 read, write = address(source, source_pitch, row, column), address(target, target_pitch, column, row)
                 places = [moved(builder, read, builder.mul(source_pitch, INDEX(k)), number) for k in range(width)]
                 values = [builder.load(place, align=itemsize(number), typ=vector) for place in places]
-                for k, value in enumerate(_transposed(builder, values)):
+                for k, value in enumerate(transposed(builder, values)):
                     place = moved(builder, write, builder.mul(target_pitch, INDEX(k)), number)
                     builder.store(value, place, align=itemsize(number))
                     further = builder.mul(target_pitch, INDEX(k + width))  # rows that are written next
@@ -132,7 +132,7 @@ def scatter_block(typing_context, source, at, pitch, target, target_at, places, 
         begin, to, table = address(0, arguments[1]), address(3, arguments[4]), address(5)
         rows = [moved(builder, begin, builder.mul(arguments[2], INDEX(i)), number) for i in range(lanes)]
         values = [builder.load(row, align=itemsize(number), typ=vector) for row in rows]
-        for j, value in reversed(list(enumerate(_transposed(builder, values)))):
+        for j, value in reversed(list(enumerate(transposed(builder, values)))):
             entry = builder.mul(builder.add(arguments[6], INDEX(j)), INDEX(3))
             base, step, place = (
                 builder.load(moved(builder, table, builder.add(entry, INDEX(k)), INDEX), typ=INDEX) for k in range(3)

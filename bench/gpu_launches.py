@@ -28,6 +28,7 @@ import numpy as np
 import fastconv
 from fastconv.commands import info
 from fastconv.dispatch import Execution
+from fastconv.gpu.runtime import why_no_gpu
 from fastconv.problem import ConvProblem
 from fastconv.registry import algorithms
 
@@ -122,6 +123,9 @@ def main() -> None:
     if args.first:
         print(first_call(*args.first))
         return
+    reason = why_no_gpu()
+    if reason is not None:
+        sys.exit(f"gpu_launches: {reason}")
     import cupy
 
     def wait() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import multiprocessing
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fastconv.gpu import patches, pooling
@@ -18,6 +20,9 @@ from fastconv.registry import algorithms
 #: Compute capabilities that kernels are compiled for: Turing, Ampere (A100 and RTX 30), Ada, Hopper, Blackwell (two).
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
+#: Registers of a thread that another version of the compiler may add.
+SLACK_REGISTERS = 8
+
 # What ptxas says of one kernel, from its name on.
 _WEIGHT = re.compile(
     r"Compiling entry function '(?P<entry>\w+)'.*?"
@@ -26,6 +31,10 @@ _WEIGHT = re.compile(
     re.DOTALL,
 )
 _SHARED = re.compile(r"(\d+) bytes smem")
+
+
+#: What each kernel weighs, by its name and then by its architecture, as ``sm_90``.
+Table = dict[str, dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,39 @@ class Compiled:
     def weight(self) -> str:
         """Registers, shared memory and spills, as the tables of kernels have them."""
         return f"{self.registers} / {self.shared_bytes} / {self.spill_bytes}"
+
+    def heavier_than(self, table: Table) -> str | None:
+        """How the kernel takes more of a multiprocessor than a table says; None if it does not."""
+        known = table.get(str(self.spec), {}).get(f"sm_{self.architecture}", "-")
+        if known == "-":
+            return f"{self.spec}, sm_{self.architecture}: is not in the table"
+        registers, shared, spilled = map(int, known.split(" / "))
+        if self.registers > registers + SLACK_REGISTERS or self.shared_bytes > shared or self.spill_bytes > spilled:
+            return f"{self.spec}, sm_{self.architecture}: takes {self.weight}, took {known}"
+        return None
+
+
+def write_table(file: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write what kernels weigh: a row for each kernel, a column for each architecture."""
+    with file.open("w", encoding="utf-8", newline="") as opened:
+        csv.writer(opened, lineterminator="\n").writerows([columns, *rows])
+
+
+def read_table(file: Path) -> Table:
+    """What :func:`write_table` wrote, by kernel and then by architecture.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it is no such table.
+    """
+    with file.open(encoding="utf-8", newline="") as opened:
+        reader = csv.DictReader(opened)
+        if not reader.fieldnames or reader.fieldnames[0] != "kernel":
+            raise ValueError(f"{file}: expected a table whose first column is 'kernel', not {reader.fieldnames}")
+        return {row.pop("kernel"): row for row in reader}
 
 
 class CompilationError(RuntimeError):

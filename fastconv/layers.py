@@ -58,20 +58,6 @@ class _Layer:
         -------
         array
             Of the kind of `x`.
-
-        Raises
-        ------
-        ValueError, TypeError
-            As the function of that convolution does; arguments that the layer was built with are looked at here too.
-
-        Examples
-        --------
-        >>> import numpy as np, fastconv
-        >>> block = fastconv.Conv1d(np.ones((2, 2, 1)), activation="relu")
-        >>> x = np.array([[1.0, -2.0], [3.0, -4.0]])
-        >>> block(x, residual=x)
-        array([[5., 0.],
-               [7., 0.]])
         """
         if residual is None and is_plain(x) and (out is None or is_plain(out)):
             # Beside the kernel of a small layer all else counts, so what follows from these four is kept.

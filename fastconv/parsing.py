@@ -75,7 +75,7 @@ def per_axis(name: str, value: Any, ndim: int, least: int) -> tuple[int, ...]:
 
 def several(value: Any) -> bool:
     """Whether an argument has a value for each axis, not one for all."""
-    return (isinstance(value, Sequence) and not isinstance(value, (str, bytes))) or (
+    return (isinstance(value, Sequence) and not isinstance(value, str)) or (
         isinstance(value, np.ndarray) and value.ndim > 0
     )
 

@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.activation import NO_ACTIVATION
-from fastconv.activation import Activation as Activation
 from fastconv.parsing import DATA_FORMATS as DATA_FORMATS
 from fastconv.parsing import (
     LARGEST,
@@ -55,22 +53,69 @@ DTYPES = {
 
 
 @dataclass(frozen=True)
+class Activation:
+    """What is applied to ``conv + bias + residual``: a name and two parameters.
+
+    ``clip`` limits to ``[a, b]`` (relu is ``[0, inf]``, relu6 is ``[0, 6]``); ``leaky_relu`` has slope ``a`` below
+    zero; the others take no parameter. ``gelu`` is the exact one, ``v * Phi(v)`` (Hendrycks and Gimpel, 2016).
+    """
+
+    kind: str
+    a: float = 0.0
+    b: float = math.inf
+
+    KINDS = ("none", "clip", "leaky_relu", "sigmoid", "tanh", "silu", "gelu")
+
+    @property
+    def code(self) -> int:
+        """The number by which kernels know this activation."""
+        return self.KINDS.index(self.kind)
+
+    @classmethod
+    def parse(cls, activation: Any, dtype: str) -> Activation:
+        """Read the ``activation`` argument; ``dtype`` limits what is possible."""
+        named = {"relu": cls("clip"), "relu6": cls("clip", 0.0, 6.0), "leaky_relu": cls("leaky_relu", 0.01)}
+        named |= {kind: cls(kind) for kind in ("sigmoid", "tanh", "silu", "gelu")}
+        if activation is None:
+            return cls("none")
+        if isinstance(activation, str) and activation in named:
+            parsed = named[activation]
+        elif _is_clip_range(activation):
+            parsed = cls("clip", float(activation[0]), float(activation[1]))
+        else:
+            raise ValueError(
+                f"activation={activation!r}: expected None, one of {', '.join(named)}, or a clip range (low, high)"
+            )
+        if dtype.startswith("complex"):
+            raise TypeError(f"activation={activation!r}: not defined for {dtype} results")
+        if "int" in dtype and parsed.kind != "clip":
+            raise TypeError(f"activation={activation!r}: integer results take 'relu', 'relu6' or a clip range only")
+        if "int" in dtype:
+            limits = np.iinfo(DTYPES[dtype][0])
+            finite = [bound for bound in (parsed.a, parsed.b) if math.isfinite(bound)]
+            if any(not bound.is_integer() or not limits.min <= bound <= limits.max for bound in finite):
+                raise ValueError(f"activation={activation!r}: expected integers that {limits.dtype} holds, or infinity")
+        return parsed
+
+
+def _is_clip_range(value: Any) -> bool:
+    if isinstance(value, str):  # two digits are not a range
+        return False
+    try:
+        low, high = value
+        return bool(float(low) <= float(high))
+    except (TypeError, ValueError):
+        return False
+
+
+@dataclass(frozen=True)
 class ConvProblem:
     """A convolution ``y = x (*) w`` or one of its two gradients, without the data.
 
     Channels, sizes and paddings are always those of the *forward* convolution; ``op`` says which of the three arrays
     is the unknown: ``forward`` (y from x, w), ``input_grad`` (x from y, w: a transposed convolution) or
     ``weight_grad`` (w from x, y). Build one with :meth:`forward` or :meth:`transposed`; derive the gradients with
-    ``dataclasses.replace(problem, op=...)``. :func:`fastconv.execute` computes it.
-
-    Examples
-    --------
-    >>> from dataclasses import replace
-    >>> problem = ConvProblem.forward(2, (8, 3, 32, 32), (16, 3, 3, 3), stride=2, padding="same")
-    >>> problem.size, problem.kernel, problem.out_size
-    ((1, 32, 32), (1, 3, 3), (1, 16, 16))
-    >>> problem.result_shape, replace(problem, op="weight_grad").result_shape
-    ((8, 16, 16, 16), (16, 3, 3, 3))
+    ``dataclasses.replace(problem, op=...)``.
     """
 
     op: str
@@ -92,7 +137,7 @@ class ConvProblem:
     weight_order: str = "OI*"
     bias: bool = False
     residual: bool = False
-    activation: Activation = NO_ACTIVATION
+    activation: Activation = Activation("none")
     precision: str = "high"
 
     def __post_init__(self) -> None:
@@ -121,35 +166,7 @@ class ConvProblem:
         bias: bool = False,
         residual: bool = False,
     ) -> ConvProblem:
-        """Describe ``y = conv(x, w)`` from user arguments, or say what is wrong with them.
-
-        Parameters
-        ----------
-        ndim : {1, 2, 3}
-            Number of spatial axes.
-        x_shape, w_shape : sequence of int
-            Shapes of the arrays, in the orders of `data_format` and `weight_format` (by default channels first).
-        dtype : str
-            Name of a dtype in which both are multiplied.
-        bias, residual : bool
-            Whether there is one.
-        stride, padding, dilation, groups, padding_mode, data_format, weight_format, activation, flip_kernel, precision
-            As for :func:`fastconv.conv2d`.
-
-        Returns
-        -------
-        ConvProblem
-
-        Raises
-        ------
-        ValueError, TypeError
-            As :func:`fastconv.conv2d` does.
-
-        Examples
-        --------
-        >>> print(ConvProblem.forward(1, (4, 100), (8, 4, 3), padding="causal"))
-        conv1d (4, 100) * (8, 4, 3) -> (8, 100) float32 padding=((2, 0),)
-        """
+        """Describe ``y = conv(x, w)`` from user arguments, or say what is wrong with them."""
         args = _Arguments(
             ndim, stride, dilation, groups, padding_mode, data_format, weight_format, precision, flip_kernel
         )
@@ -181,7 +198,7 @@ class ConvProblem:
             dtype=dtype,
             bias=bias,
             residual=residual,
-            activation=Activation.parse(activation, DTYPES[dtype][0]),
+            activation=Activation.parse(activation, dtype),
             **args.fields(),
         )
 
@@ -207,30 +224,7 @@ class ConvProblem:
         bias: bool = False,
         residual: bool = False,
     ) -> ConvProblem:
-        """Describe ``y = conv_transpose(x, w)``: the input gradient of the convolution that maps y's shape to x's.
-
-        Parameters
-        ----------
-        ndim, x_shape, w_shape, dtype, bias, residual
-            As for :meth:`forward`.
-        stride, padding, output_padding, groups, dilation, padding_mode, data_format, weight_format, activation, flip_kernel, precision
-            As for :func:`fastconv.conv_transpose2d`.
-
-        Returns
-        -------
-        ConvProblem
-
-        Raises
-        ------
-        ValueError, TypeError
-            As :func:`fastconv.conv_transpose2d` does.
-
-        Examples
-        --------
-        >>> problem = ConvProblem.transposed(2, (8, 16, 16, 16), (16, 3, 4, 4), stride=2, padding=1)
-        >>> problem.op, problem.in_channels, problem.out_channels, problem.result_shape
-        ('input_grad', 3, 16, (8, 3, 32, 32))
-        """  # noqa: E501
+        """Describe ``y = conv_transpose(x, w)``: the input gradient of the convolution that maps y's shape to x's."""
         args = _Arguments(
             ndim, stride, dilation, groups, padding_mode, data_format, weight_format, precision, flip_kernel
         )
@@ -277,7 +271,7 @@ class ConvProblem:
             dtype=dtype,
             bias=bias,
             residual=residual,
-            activation=Activation.parse(activation, DTYPES[dtype][0]),
+            activation=Activation.parse(activation, dtype),
             **args.fields(),
         )
 

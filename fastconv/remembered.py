@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastconv import machine, settings
-from fastconv.activation import NO_ACTIVATION
 from fastconv.files import write_at_once
-from fastconv.problem import ConvProblem
+from fastconv.problem import Activation, ConvProblem
 
 
 class Record(NamedTuple):
@@ -40,7 +39,7 @@ def folder() -> Path:
 def plain(problem: ConvProblem) -> ConvProblem:
     """The problem as it is remembered: its batch as one axis, and no epilogue, which hardly change what is fastest."""
     return dataclasses.replace(
-        problem, batch_shape=(problem.batch,), bias=False, residual=False, activation=NO_ACTIVATION
+        problem, batch_shape=(problem.batch,), bias=False, residual=False, activation=Activation("none")
     )
 
 

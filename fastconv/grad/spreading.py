@@ -76,11 +76,11 @@ def spread(
     (gradient, x, *_), kind = adopt_all(
         grad_output, grad_output if x is None else x, None, None, None, ("grad_output", "x")
     )
-    if x.dtype != gradient.dtype:
-        raise TypeError(f"x has dtype {x.dtype} and grad_output {gradient.dtype}: expected equal ones")
     problem = describe(build, "sum", ndim, lengths("input_size", input_size), size, gradient.dtype, options)
     if gradient.shape != problem.y_shape:
         raise ValueError(f"grad_output has shape {gradient.shape}: expected {problem.y_shape} for {problem}")
+    if x.dtype != gradient.dtype:
+        raise TypeError(f"x has dtype {x.dtype} and grad_output {gradient.dtype}: expected equal ones")
     adjoint, counts = _adjoint(problem)
     share, xp = gradient, library(kind.device)
     if problem.exponent != 1:

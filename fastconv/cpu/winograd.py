@@ -51,6 +51,7 @@ from fastconv.settings import USUAL_WORKSPACE, available_cores, get_num_threads
 from fastconv.winograd import spread, tolerance, why_not, windows
 
 _TILES = 64  # of a task
+_FEW = 4  # tasks of a core
 _INPUTS = 256  # input channels (times kernel depth) transformed at once
 _GROUP = 64  # bytes of channels that are staged, and written, together: a cache line
 _INPUTS_BY_TASK = 128  # the same where a task transforms its weights: both are to be in L2
@@ -91,10 +92,15 @@ class _Cut:
         c = self._correlation
         blocks_w = _ceil(self._tiles[1], tiles)
         columns = _ceil(self._tiles[1], blocks_w)
-        blocks_r = _ceil(self._rows, max(tiles // columns, 1))
+        blocks_r, cores = _ceil(self._rows, max(tiles // columns, 1)), available_cores()
+        # No core is to be idle for want of tasks, nor to wait while others do the last ones of few.
+        blocks_r = max(blocks_r, _ceil(cores, max(c.groups * blocks_w * _ceil(c.out_channels, self.tile), 1)))
+        if cores < blocks_r < _FEW * cores:
+            blocks_r = _ceil(blocks_r, cores) * cores
+        blocks_r = min(blocks_r, self._rows)
         rows = _ceil(self._rows, max(blocks_r, 1))
         spatial = c.groups * blocks_w * blocks_r
-        channels = min(channels, _ceil(c.out_channels * spatial, available_cores()))
+        channels = min(channels, _ceil(c.out_channels * spatial, cores))
         blocks_o = _ceil(c.out_channels, _ceil(max(channels, 1), self.tile) * self.tile)
         channels = _ceil(_ceil(c.out_channels, max(blocks_o, 1)), self.tile) * self.tile
         inputs = _ceil(c.in_channels, max(_ceil(c.in_channels, inputs), 1))
@@ -127,7 +133,7 @@ class _Cut:
         *parts, self.scratch = np.cumsum((0, *sizes)).tolist()
         block = self.blocking = np.zeros(1, BLOCKING)
         for name, value in {
-            "channels": channels, "columns": columns, "rows": rows, "run": run, "inputs": inputs, "group": self._group,
+            "channels": channels, "columns": columns, "run": run, "inputs": inputs, "group": self._group,
             "lanes": self.lanes, "line": line, "ahead": self.ahead, "weights": weights, "window": self.windows,
             "outputs": self._outputs, "tiles": self._tiles, "register_tile": (tile_pixels(), self.tile),
             "pitch": pitch, "plane": plane, "blocks": (max(blocks_o, 1), blocks_w, blocks_r), "parts": parts,

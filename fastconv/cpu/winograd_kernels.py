@@ -17,14 +17,14 @@ from fastconv.cpu.winograd_transforms import transform_input, transform_output, 
 from fastconv.lowering import GEOMETRY
 
 #: How a correlation is cut: `blocks` tasks along channels, columns and rows, of so many output `channels`, `columns` of
-#: tiles and `rows` of them; of the rows `run` are staged at once, and `inputs` channels are transformed at once, a
-#: `group` after another. Vectors have `lanes`; the register tile takes so many tiles by channels. Windows lie a `pitch`
-#: apart and components a `plane`, of inputs and of sums. Weights are transformed `ahead`, or by the task: components
-#: then lie `weights` apart. Scratch memory has `parts`; a `line` of it holds a row.
+#: tiles and an even share of their rows; of those `run` are staged at once, and `inputs` channels are transformed at
+#: once, a `group` after another. Vectors have `lanes`; the register tile takes so many tiles by channels. Windows lie a
+#: `pitch` apart and components a `plane`, of inputs and of sums. Weights are transformed `ahead`, or by the task:
+#: components then lie `weights` apart. Scratch memory has `parts`; a `line` of it holds a row.
 BLOCKING = np.dtype(
     [
         (name, np.int64)
-        for name in ("channels", "columns", "rows", "run", "inputs", "group", "lanes", "line", "ahead", "weights")
+        for name in ("channels", "columns", "run", "inputs", "group", "lanes", "line", "ahead", "weights")
     ]
     + [(name, np.int64, (2,)) for name in ("window", "outputs", "tiles", "register_tile", "pitch", "plane")]
     + [("blocks", np.int64, (3,)), ("parts", np.int64, (9,))]
@@ -137,10 +137,11 @@ def _winograd(  # type: ignore[no-untyped-def]
         rest, o_block = divmod(task, block.blocks[0])
         rest, w_block = divmod(rest, block.blocks[1])
         g, r_block = divmod(rest, block.blocks[2])
-        o_first, w_first, r_first = o_block * block.channels, w_block * block.columns * m_w, r_block * block.rows
+        o_first, w_first = o_block * block.channels, w_block * block.columns * m_w
+        r_first = -(-r_block * all_rows // block.blocks[2])  # tasks differ by no more than a row
         channels = min(block.channels, geo.out_channels - o_first)
         columns = min(block.columns, tiles_w - w_block * block.columns)
-        rows = min(block.rows, all_rows - r_first)
+        rows = -(-(r_block + 1) * all_rows // block.blocks[2]) - r_first
         tiles = rows * columns
         width = columns * m_w + kernel_w - 1
         o_tiles = -(-channels // block.register_tile[1])

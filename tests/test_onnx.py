@@ -159,6 +159,54 @@ def test_a_batch_of_unknown_size_takes_a_residual():
         np.testing.assert_allclose(loaded(x, r)[0], expected, rtol=1e-5, atol=1e-5)
 
 
+ATTRIBUTES = {
+    "auto_pad": "SAME_LOWER", "ceil_mode": 1, "dilations": [2, 1], "group": 2, "kernel_shape": [3, 2],
+    "pads": [1, 0, 2, 1], "strides": [2, 3],
+}  # fmt: skip
+LEFT_OUT = sorted(
+    (operator, attribute)
+    for operator in OPERATORS
+    for attribute in onnx.defs.get_schema(operator).attributes
+    if not any(
+        node.op_type == operator and attribute in {given.name for given in node.attribute}
+        for case in CASES.values()
+        for node in case.model.graph.node
+    )
+)
+
+
+@pytest.mark.parametrize(("operator", "attribute"), LEFT_OUT)
+def test_attributes_that_no_backend_case_has(operator, attribute):
+    """Beside onnx's own evaluator, so that every attribute of every operator is held to something of onnx."""
+    attributes = {attribute: ATTRIBUTES[attribute]}
+    w_shape = (6, 2 if attribute == "group" else 4, 3, 2)
+    integers = [RNG.integers(0, 256, shape).astype(np.uint8) for shape in ((2, 4, 9, 8), w_shape)]
+    zero, scale = np.uint8(120), np.float32(0.5)
+    if operator == "LpPool":
+        arrays, attributes = [random(2, 4, 9, 8)], {"kernel_shape": [3, 2], "strides": [2, 3]} | attributes
+    elif operator == "ConvInteger":
+        arrays = [*integers, zero, zero]
+    elif operator == "QLinearConv":
+        arrays = [integers[0], scale, zero, integers[1], scale, zero, np.float32(250), zero]
+    else:
+        arrays = [random(2, 4, 9, 8), random(*w_shape)]
+    inputs = {f"i{k}": array for k, array in enumerate(arrays)}
+    values = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in inputs.items()
+    ]
+    node = helper.make_node(operator, list(inputs), ["y"], **attributes)
+    result = helper.make_tensor_value_info("y", onnx.TensorProto.UNDEFINED, None)
+    model = helper.make_model(
+        helper.make_graph([node], "graph", values, [result]), opset_imports=[helper.make_opsetid("", 18)], ir_version=9
+    )
+    ours, theirs = (
+        ReferenceEvaluator(model, new_ops=new_ops).run(None, inputs)[0] for new_ops in (fastconv.onnx.ops, None)
+    )
+    assert ours.shape == theirs.shape
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 def test_storage_order_and_indices_of_the_whole_tensor():
     for order, attributes in ((0, {}), (1, {"storage_order": 1})):
         node = helper.make_node("MaxPool", ["x"], ["y", "i"], kernel_shape=[2, 3], strides=[2, 3], **attributes)

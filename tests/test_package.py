@@ -48,7 +48,7 @@ def test_a_call_on_numpy_arrays_brings_in_numba_at_first_and_then_llvmlite_alone
 
 
 def test_numpy_and_numba_are_enough():
-    blocked = HEAVY - {"numba", "llvmlite"}
+    blocked = (HEAVY | {"onnx", "sigpy"}) - {"numba", "llvmlite"}
     code = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})

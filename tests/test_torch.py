@@ -191,15 +191,20 @@ def test_no_graph_is_recorded_where_torch_records_none():
 # -- tracers and transforms -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("op", ["forward", "input_grad", "weight_grad"])
-def test_the_operator_is_registered_soundly(op, memory_format):
+def test_the_operator_is_registered_soundly(op, memory_format, bias):
     """By torch's own check of schema, fake tensors, autograd and tracing with symbols for sizes."""
     x, w, y = (torch.randn(shape, dtype=torch.float64) for shape in ((2, 4, 9, 8), (6, 2, 3, 3), (2, 6, 5, 4)))
     a, b, size = {"forward": (x, w, (5, 4)), "input_grad": (y, w, (9, 8)), "weight_grad": (x, y, (3, 3))}[op]
     a, b = (v.to(memory_format=memory_format).requires_grad_() for v in (a, b))
+    if bias and op == "weight_grad":
+        pytest.skip("a weight gradient has no bias")
+    channels = {"forward": 6, "input_grad": 4}.get(op)
+    added = torch.randn(channels, dtype=torch.float64).requires_grad_() if bias else None
     options = ([2, 2], [1, 1, 1, 1], [1, 1], "zeros", "high", "auto", "auto")
-    torch.library.opcheck(torch.ops.fastconv.convolution.default, (a, b, None, op, list(size), 2, *options))
+    torch.library.opcheck(torch.ops.fastconv.convolution.default, (a, b, added, op, list(size), 2, *options))
 
 
 @pytest.mark.parametrize("size", [(6, 4), (5, 5)])
@@ -307,14 +312,21 @@ def test_autocast(dtype):
 
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("which", ["x", "w", "both"])
-def test_channels_last_stays_channels_last(which, requires_grad):
-    x, w = torch.randn(2, 4, 9, 8), torch.randn(6, 4, 3, 3)
-    x = x.to(memory_format=torch.channels_last) if which != "w" else x
-    w = w.to(memory_format=torch.channels_last) if which != "x" else w
+@pytest.mark.parametrize("name", ["conv2d", "conv3d", "conv_transpose2d", "conv_transpose3d"])
+def test_channels_last_stays_channels_last(name, which, requires_grad):
+    x, w, bias = operands(name, torch.float32)
+    memory_format = torch.channels_last if "2d" in name else torch.channels_last_3d
+    x = x.to(memory_format=memory_format) if which != "w" else x
+    w = w.to(memory_format=memory_format) if which != "x" else w
     w.requires_grad_(requires_grad)
-    result, expected = fastconv.conv2d(x, w, padding=1), F.conv2d(x, w, padding=1)
-    assert result.stride() == expected.stride()
+    ours, torchs = both(name)
+    result, expected = ours(x, w, bias), torchs(x, w, bias)
+    assert result.is_contiguous(memory_format=memory_format)
     torch.testing.assert_close(result, expected)
+    residual = torch.randn_like(expected)
+    result = getattr(fastconv, name)(x, w, bias, residual=residual, activation="relu", **GEOMETRIES[name[:-2]])
+    assert result.is_contiguous(memory_format=memory_format)
+    torch.testing.assert_close(result, torch.relu(expected + residual))
 
 
 def test_memory_is_shared_both_ways():
@@ -352,10 +364,32 @@ def test_equal_options_of_other_types_are_refused_after_good_ones(bad):
         fastconv.conv2d(x, w, padding=bad)
 
 
-def test_layers_with_bound_weights_say_that_they_record_nothing():
-    layer = fastconv.Conv1d(torch.ones(1, 1, 2))
-    with pytest.raises(TypeError, match="x is a torch tensor that requires grad"):
-        layer(torch.ones(1, 1, 5, requires_grad=True))
+UNRECORDED = {
+    "a layer with a bound weight": (lambda x: fastconv.Conv1d(torch.ones(1, 1, 2))(x), "x"),
+    "max_pool1d": (lambda x: fastconv.max_pool1d(x, 2), "x"),
+    "lp_pool1d": (lambda x: fastconv.lp_pool1d(x, 2, 2), "x"),
+    "adaptive_avg_pool1d": (lambda x: fastconv.adaptive_avg_pool1d(x, 2), "x"),
+    "unfold": (lambda x: fastconv.unfold(x, (2,)), "x"),
+    "fold": (lambda x: fastconv.fold(x, (5,), (1,)), "x"),
+    "conv1d_weight": (lambda x: fastconv.grad.conv1d_weight(x, (1, 1, 1), torch.ones(1, 1, 5)), "input"),
+    "avg_pool1d_input": (lambda x: fastconv.grad.avg_pool1d_input((1, 1, 5), x, 1), "grad_output"),
+}
+
+
+@pytest.mark.parametrize(("function", "name"), UNRECORDED.values(), ids=UNRECORDED.keys())
+def test_what_records_no_gradient_says_so(function, name):
+    x = torch.ones(1, 1, 5, requires_grad=True)
+    with pytest.raises(TypeError, match=f"{name} is a torch tensor that requires grad"):
+        function(x)
+    with torch.no_grad():
+        function(x)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_a_residual_of_another_shape_is_named(requires_grad):
+    x = torch.ones(1, 2, 5, 4).to(memory_format=torch.channels_last).requires_grad_(requires_grad)
+    with pytest.raises(ValueError, match=r"residual has shape \(1, 3, 5, 5\): expected \(1, 3, 5, 4\)"):
+        fastconv.conv2d(x, torch.ones(3, 2, 1, 1), residual=torch.ones(1, 3, 5, 5))
 
 
 # -- models -----------------------------------------------------------------------------------------------------------
@@ -408,6 +442,23 @@ def test_copies_of_a_converted_model_are_converted(copied):
     with torch.no_grad():
         twin[0].weight.zero_()
     assert not torch.equal(twin(x), model(x))
+
+
+def test_a_converted_model_trains_in_ddp(tmp_path):
+    """With torch's own backend for CPUs, of one process: hooks on parameters, buckets of gradients."""
+    distributed = pytest.importorskip("torch.distributed")
+    if not (distributed.is_available() and distributed.is_gloo_available()):
+        pytest.skip("this torch has no gloo")
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        x, model = torch.randn(2, 2, 20, dtype=torch.float64), a_model().double()
+        expected = torch.autograd.grad(model(x).square().sum(), [*model.parameters()])
+        parallel = nn.parallel.DistributedDataParallel(convert(model))
+        assert {name.removeprefix("module.") for name in parallel.state_dict()} == set(model.state_dict())
+        parallel(x).square().sum().backward()
+        torch.testing.assert_close([v.grad for v in model.parameters()], [*expected])
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_changed_weights_show_at_once():

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import fastconv
 from fastconv import ConvProblem
 from fastconv.torch.operator import channels_last, convolution, dtype_name, eager, frozen, intercepted, plain, watched
 
@@ -64,13 +66,19 @@ def convolve(
     if x.dtype != w.dtype:
         raise TypeError(f"x has dtype {x.dtype} and w {w.dtype}: expected tensors of one dtype")
     compute, geometry = convolution, None
-    if not intercepted(*[t for t in (x, w, bias) if t is not None]):
-        compute = eager
+    tensors = [t for t in (x, w, bias, residual) if t is not None]
+    if not intercepted(*tensors):
         options = _hashable((
             stride, padding, dilation, groups, padding_mode, data_format, weight_format, activation, flip_kernel,
             precision, output_padding,
         ))  # fmt: skip
-        geometry = _checked_geometry(op, ndim, x.shape, w.shape, x.dtype, options, _kinds(options))
+        described = op, ndim, x.shape, w.shape, x.dtype, bias is not None, residual is not None, options
+        call = _described(*described, _kinds(options))
+        if residual is not None and residual.shape != call.problem.result_shape:
+            raise ValueError(f"residual has shape {tuple(residual.shape)}: expected {call.problem.result_shape}")
+        if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
+            return _unrecorded(call, x, w, bias, residual, algorithm, device)
+        compute, geometry = eager, call.geometry
 
     last = data_format == "channels_last" or data_format.endswith("C")
     if last:
@@ -86,15 +94,16 @@ def convolve(
         x = x.flatten(0, len(batch) - 1) if batch else x.unsqueeze(0)
 
     if geometry is None:  # a tracer's sizes may be symbols; the operator checks what is known of them
-        options = map(frozen, (stride, padding, dilation, output_padding))
-        geometry = _geometry(op, x.shape[2:], w.shape[2:], *options)
+        geometry = _geometry(
+            op, x.shape[2:], w.shape[2:], *map(frozen, (stride, padding, dilation, output_padding))
+        )  # fmt: skip
     size, *others = geometry
     y = compute(x, w, bias, op, size, groups, *others, padding_mode, precision, algorithm, device)
     if len(batch) != 1:
         y = y.reshape(*batch, *y.shape[1:])
     if residual is not None:
         if residual.shape != y.shape:
-            raise ValueError(f"residual has shape {tuple(given['residual'].shape)}: expected that of the result")
+            raise ValueError(f"residual has shape {tuple(residual.shape)}: expected {tuple(y.shape)}")
         y = (y + residual).to(y.dtype)
     y = y.clamp(*activation) if isinstance(activation, (list, tuple)) else _ACTIVATIONS[activation](y)
     return y.movedim(-1 - ndim, -1) if last else y
@@ -135,26 +144,44 @@ def _kinds(option: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple([_kinds(v) if type(v) is tuple else type(v) for v in option])
 
 
-@lru_cache(maxsize=4096)
-def _checked_geometry(
-    op: str, ndim: int, x_shape: tuple[int, ...], w_shape: tuple[int, ...], dtype: torch.dtype,
-    options: tuple[Any, ...], kinds: Any,
-) -> tuple[Any, ...]:  # fmt: skip
-    """What :func:`_geometry` has for a call with :data:`_OPTIONS`; raises the error that fastconv has for it.
+class _Call(NamedTuple):
+    """A public function's call on tensors without a tracer."""
 
-    `kinds` is part of the key under which that is remembered.
-    """
+    problem: ConvProblem
+    #: The same with channels behind; None where the caller's own formats say where they are.
+    channels_last: ConvProblem | None
+    #: What :func:`_geometry` has for it.
+    geometry: tuple[Any, ...]
+
+
+@lru_cache(maxsize=4096)
+def _described(
+    op: str, ndim: int, x_shape: tuple[int, ...], w_shape: tuple[int, ...], dtype: torch.dtype, bias: bool,
+    residual: bool, options: tuple[Any, ...], kinds: Any,
+) -> _Call:  # fmt: skip
+    """The call with :data:`_OPTIONS`, remembered for those of the same `kinds`; raises fastconv's error about them."""
     given = dict(zip(_OPTIONS, options, strict=True))
     stride, padding, dilation, extra = (given[name] for name in ("stride", "padding", "dilation", "output_padding"))
-    named = dtype_name(dtype)
+    build: Callable[..., ConvProblem] = ConvProblem.transposed
     if op == "forward":
         del given["output_padding"]
-        problem = ConvProblem.forward(ndim, x_shape, w_shape, dtype=named, **given)
-        lengths = problem.size[-ndim:]
-    else:
-        problem = ConvProblem.transposed(ndim, x_shape, w_shape, dtype=named, **given)
-        lengths = problem.out_size[-ndim:]
-    return _geometry(op, lengths, problem.kernel[-ndim:], stride, padding, dilation, extra)
+        build = ConvProblem.forward
+    problem = build(ndim, x_shape, w_shape, dtype=dtype_name(dtype), bias=bias, residual=residual, **given)
+    movable = len(x_shape) == ndim + 2 and not problem.channels_last and problem.weight_order == "OI*"
+    last = replace(problem, channels_last=True, weight_order="O*I") if movable else None
+    lengths = (problem.size if op == "forward" else problem.out_size)[-ndim:]
+    return _Call(problem, last, _geometry(op, lengths, problem.kernel[-ndim:], stride, padding, dilation, extra))
+
+
+def _unrecorded(
+    call: _Call, x: Tensor, w: Tensor, bias: Tensor | None, residual: Tensor | None, algorithm: str, device: str
+) -> Tensor:
+    """The result where no gradient is recorded, with the channels behind where torch would have them there."""
+    if call.channels_last is None or not channels_last(x, w):
+        return fastconv.execute(call.problem, x, w, bias, residual, algorithm=algorithm, device=device)
+    x, w, residual = (t if t is None else t.movedim(1, -1) for t in (x, w, residual))
+    y = fastconv.execute(call.channels_last, x, w, bias, residual, algorithm=algorithm, device=device)
+    return y.movedim(-1, 1)
 
 
 def _geometry(

@@ -231,10 +231,13 @@ def test_a_small_workspace(algorithm):
 @each_window
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dilation", [1, 2])
-def test_non_finite_inputs_stay_in_their_windows(algorithm, value, dilation):
-    p = ConvProblem.forward(2, (2, 16, 13, 14), (9, 16, 3, 3), padding=dilation, dilation=dilation)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("op", ["forward", "input_grad"])
+def test_non_finite_inputs_stay_in_their_windows(algorithm, value, dilation, dtype, op):
+    p = ConvProblem.forward(2, (2, 16, 13, 14), (9, 16, 3, 3), padding=dilation, dilation=dilation, dtype=dtype)
+    p = dataclasses.replace(p, op=op)
     x, w = make_operands(p)[:2]
-    for at in [(0, 3, 0, 0), (0, 5, 6, 7), (1, 15, 12, 13)]:
+    for at in [(0, 3, 0, 0), (0, 5, 6, 7), (1, 8, 12, 13)]:
         x[at] = value
     with np.errstate(invalid="ignore"):
         expected = reference(p, x, w)

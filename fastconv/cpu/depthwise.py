@@ -164,7 +164,7 @@ class Depthwise(CpuAlgorithm):
          "written": 7e-10, "task": 5e-8, "call": 1.2e-5},
         frozenset({"product", "far read"}),
     )  # fmt: skip
-    packing = CostModel(_packing, {"gathered": 2.8e-9, "arranged": 1.4e-9, "call": 6e-6})
+    packing = CostModel(_packing, {"gathered": 1e-9, "arranged": 1.4e-9, "call": 6e-6})
 
     def why_not(self, problem: ConvProblem) -> str | None:
         if problem.accumulator_dtype.startswith("complex"):

@@ -74,8 +74,8 @@ class Cut:
         spatial = c.batch * c.groups * depth * -(-height // rows) * -(-width // columns)
         channels = self._channels(c.out_channels, spatial, rows * columns, turned=not (across_pixels or channels_last))
         volume = math.prod(c.kernel)
-        # Weights of a single tile of pixels are used once, and need no place in L1: they go by in one long run.
         copied = across_pixels and problem.op == "input_grad"
+        # Weights of a single tile of pixels are used once, and need no place in L1: they go by in one long run.
         taps = _COPIED_TAPS if copied else _TAPS if across_pixels or rows * columns > tile_pixels() else _SUMS
         most = max(taps // max(volume, 1), 1)
         inputs = max(-(-c.in_channels // max(-(-c.in_channels // most), 1)), 1)
@@ -214,9 +214,13 @@ class Cut:
         counts = {
             "staged": staged,
             "run": staged / (side_by_side * (inputs if channels_last else 1)),
-            "weight": self.tasks * int(block["channels"]) * c.reduction,
             "task": self.tasks,
         }
+        weights, panels_of_task = self.tasks * int(block["channels"]) * c.reduction, len(self.places) / self.tile
+        if block["copies"]:
+            counts["copied"] = weights * math.ceil(panels_of_task / int(block["group"]))
+        else:
+            counts["weight"] = weights
         rounds = -(-c.in_channels // inputs)
         if self.across_pixels:
             panels = c.batch * c.groups * c.count[0] * self._panels(int(block["rows"]), int(block["columns"]))

@@ -22,7 +22,7 @@ import numpy as np
 from fastconv import recycling
 from fastconv.arrays import named_dtype
 from fastconv.cpu.copying import copy_planes, prefetch
-from fastconv.cpu.jit import TaskKernel, array, integer
+from fastconv.cpu.jit import TaskKernel, array, inline, integer
 from fastconv.cpu.microkernel import TILE_VECTORS
 from fastconv.cpu.transpose import scatter_block, transpose_block
 from fastconv.lowering import lower
@@ -36,59 +36,69 @@ _CHUNK = 16  # inputs of a tap that are arranged together: a cache line of those
 _BASE, _STEP, _PLACE = range(3)  # of a tap: where its piece begins, how many taps that has, which of them it is
 
 
-def _arrange(first, last, w, table, lanes, tile, outputs, tiles, _):  # type: ignore[no-untyped-def]
-    """Fill `tiles` from ``w (G, O, C, taps)``; a task is a tile of outputs, which are padded to `outputs`."""
-    inputs, volume, itemsize = w.shape[2], w.shape[3], w.itemsize
+@inline
+def arrange(w, g, o_first, here, first, last, table, lanes, tiles, lines):  # type: ignore[no-untyped-def]
+    """Arrange a tile of outputs, `here` of them, for inputs `first` to `last` of ``w (G, O, C, taps)``.
+
+    Tap t of input c goes to ``base + place * width + step * (lines + c * width)`` of `tiles`, with what the table has
+    for t, where the width is that of the tile in whole vectors.
+    """
+    volume, itemsize = w.shape[3], w.itemsize
     step_o, step_c, step_t = w.strides[1] // itemsize, w.strides[2] // itemsize, w.strides[3] // itemsize
-    blocks = -(-w.shape[1] // tile)
     end = 1
     for axis in range(4):
         end += (w.shape[axis] - 1) * w.strides[axis] // itemsize
+    width, whole = -(-here // lanes) * lanes, here // lanes * lanes
+    source = g * w.strides[0] // itemsize + o_first * step_o
+    for c_first in range(first, last, _CHUNK):
+        some = min(_CHUNK, last - c_first)
+        if step_t == 1 and step_o > 1 and volume > 1:
+            for c in range(c_first, c_first + some):
+                line, begin = lines + c * width, source + c * step_c
+                for i in range(0, here * step_o, 64 // itemsize):  # cache lines
+                    prefetch(w, begin + _AHEAD * step_c + i)
+                for t in range(0, volume, lanes):
+                    for o in range(0, width, lanes):
+                        at = begin + o * step_o + t
+                        if o < whole and at + (lanes - 1) * step_o + lanes <= end:
+                            scatter_block(w, at, step_o, tiles, o, table, t, width, line)
+                            continue
+                        for j in range(t, min(t + lanes, volume)):
+                            to = table[j, _BASE] + table[j, _PLACE] * width + table[j, _STEP] * line
+                            for i in range(o, o + lanes):
+                                tiles[to + i] = w[g, o_first + i, c, j] if i < here else 0
+            continue
+        for t in range(volume):
+            pitch = table[t, _STEP] * width
+            target = table[t, _BASE] + table[t, _PLACE] * width + table[t, _STEP] * lines + c_first * pitch
+            begin = source + t * step_t + c_first * step_c
+            done_o, done_c = 0, 0  # so many outputs of so many inputs are in place
+            ahead = begin + _CHUNK * step_c
+            if step_o == 1:
+                done_o, done_c = here, some
+                for c in range(some):
+                    prefetch(w, ahead + c * step_c)
+                copy_planes(tiles, target, pitch, 0, w, begin * itemsize, step_c * itemsize, 0, some, 1, here)
+            elif step_c == 1:
+                done_o, done_c = whole, some // lanes * lanes
+                for o in range(here):
+                    prefetch(w, ahead + o * step_o)
+                for o in range(0, done_o, lanes):
+                    for c in range(0, done_c, lanes):
+                        transpose_block(w, begin + o * step_o + c, step_o, tiles, target + c * pitch + o, pitch)
+            for c in range(some):
+                for i in range(done_o if c < done_c else 0, width):
+                    tiles[target + c * pitch + i] = w[g, o_first + i, c_first + c, t] if i < here else 0
+
+
+def _arrange(first, last, w, table, lanes, tile, outputs, tiles, _):  # type: ignore[no-untyped-def]
+    """Fill `tiles` from ``w (G, O, C, taps)``; a task is a tile of outputs, which are padded to `outputs`."""
+    blocks, inputs = -(-w.shape[1] // tile), w.shape[2]
     for task in range(first, last):
         g, block = divmod(task, blocks)
         o_first = block * tile
         here = min(tile, w.shape[1] - o_first)
-        width, whole = -(-here // lanes) * lanes, here // lanes * lanes
-        source, lines = g * w.strides[0] // itemsize + o_first * step_o, (g * outputs + o_first) * inputs
-        for c_first in range(0, inputs, _CHUNK):
-            some = min(_CHUNK, inputs - c_first)
-            if step_t == 1 and step_o > 1 and volume > 1:
-                for c in range(c_first, c_first + some):
-                    line, begin = lines + c * width, source + c * step_c
-                    for i in range(0, here * step_o, 64 // itemsize):  # cache lines
-                        prefetch(w, begin + _AHEAD * step_c + i)
-                    for t in range(0, volume, lanes):
-                        for o in range(0, width, lanes):
-                            at = begin + o * step_o + t
-                            if o < whole and at + (lanes - 1) * step_o + lanes <= end:
-                                scatter_block(w, at, step_o, tiles, o, table, t, width, line)
-                                continue
-                            for j in range(t, min(t + lanes, volume)):
-                                to = table[j, _BASE] + table[j, _PLACE] * width + table[j, _STEP] * line
-                                for i in range(o, o + lanes):
-                                    tiles[to + i] = w[g, o_first + i, c, j] if i < here else 0
-                continue
-            for t in range(volume):
-                pitch = table[t, _STEP] * width
-                target = table[t, _BASE] + table[t, _PLACE] * width + table[t, _STEP] * lines + c_first * pitch
-                begin = source + t * step_t + c_first * step_c
-                done_o, done_c = 0, 0  # so many outputs of so many inputs are in place
-                ahead = begin + _CHUNK * step_c
-                if step_o == 1:
-                    done_o, done_c = here, some
-                    for c in range(some):
-                        prefetch(w, ahead + c * step_c)
-                    copy_planes(tiles, target, pitch, 0, w, begin * itemsize, step_c * itemsize, 0, some, 1, here)
-                elif step_c == 1:
-                    done_o, done_c = whole, some // lanes * lanes
-                    for o in range(here):
-                        prefetch(w, ahead + o * step_o)
-                    for o in range(0, done_o, lanes):
-                        for c in range(0, done_c, lanes):
-                            transpose_block(w, begin + o * step_o + c, step_o, tiles, target + c * pitch + o, pitch)
-                for c in range(some):
-                    for i in range(done_o if c < done_c else 0, width):
-                        tiles[target + c * pitch + i] = w[g, o_first + i, c_first + c, t] if i < here else 0
+        arrange(w, g, o_first, here, 0, inputs, table, lanes, tiles, (g * outputs + o_first) * inputs)
 
 
 _kernel = TaskKernel(_arrange)
@@ -113,7 +123,7 @@ class WeightTiles:
         """For each piece, the tiles of its part of ``w (G, O, C, KD, KH, KW)``: ``(G, taps * O)``, O padded."""
         groups, outputs, inputs, *kernel = w.shape
         padded, tile = -(-outputs // self._lanes) * self._lanes, TILE_VECTORS * self._lanes
-        taps = w.astype(self._dtype, copy=False).reshape(groups, outputs, inputs, math.prod(kernel))
+        taps = self._taps(w)
         sizes = [groups * padded * inputs * math.prod(piece.kernel) for piece in self._pieces]
         bases = [0, *itertools.accumulate(size + -size % tile for size in sizes)]  # each begins on a cache line
         tiles = recycling.empty((bases[-1],), self._dtype)
@@ -125,6 +135,13 @@ class WeightTiles:
         blocks = -(-outputs // tile)
         self._kernel(groups * blocks, taps.size, 0, taps, table, self._lanes, tile, padded, tiles)
         return [tiles[base : base + size].reshape(groups, -1) for base, size in zip(bases, sizes, strict=False)]
+
+    def of_a_task(self, w: Array) -> tuple[Array, Array]:
+        """For a problem of one piece: the weights and the table from which a task arranges a tile of its own."""
+        return self._in_pieces(self._taps(w), w.shape[3:], [0])
+
+    def _taps(self, w: Array) -> Array:
+        return w.astype(self._dtype, copy=False).reshape(*w.shape[:3], math.prod(w.shape[3:]))
 
     def _in_pieces(self, taps: Array, kernel: tuple[int, ...], bases: list[int]) -> tuple[Array, Array]:
         """The taps that pieces use, in the order of memory, and the table of where they go."""

@@ -15,7 +15,8 @@ however small the image. A task takes some tiles and some output channels of a g
 
 Transformed weights are up to four times as large as the taps. Where many tasks use them they are made ahead, and read
 from memory by each. Where the image is so small that one task has all of its tiles, the task transforms the taps of a
-register tile after another, of which nothing leaves the cache: a function then reads each weight twice in all.
+register tile after another, of which nothing leaves the cache: a function then reads each weight twice in all. The
+weights of an input gradient, other ones in each call, the task also arranges: they are read once.
 
 The products are those of the register tile of `microkernel`. Depth is summed along with the channels. A dilated
 convolution falls apart into one for each residue of the dilation, whose pixels are read and written with that step.
@@ -66,7 +67,10 @@ def _ceil(a: int, b: int) -> int:
 class _Cut:
     """How a correlation is cut into tasks: see :data:`fastconv.cpu.winograd_kernels.BLOCKING`."""
 
-    def __init__(self, correlation: Correlation, window: int, accumulator: np.dtype[Any], workspace_limit: int) -> None:
+    def __init__(self, correlation: Correlation, window: int, problem: ConvProblem, workspace_limit: int) -> None:
+        accumulator = named_dtype(problem.accumulator_dtype)
+        # The weights of a gradient are other ones in each call: tasks take them as they lie.
+        self._as_they_lie = problem.op == "input_grad" and len(lower(problem)) == 1
         self._correlation = c = correlation
         self._itemsize = accumulator.itemsize
         self.lanes, self._group = vector_bytes() // self._itemsize, _GROUP // self._itemsize
@@ -116,6 +120,8 @@ class _Cut:
         plane = [rows * columns * n + self._group for n in pitch]
         weights = inputs * c.kernel[0] * self.tile + self._group
         line = padded(width, self._itemsize)
+        self.arranges = self._as_they_lie and not self.ahead
+        chunk = max(CHUNK // c.kernel[0], 1) if self.arranges else 0
         sizes = (
             (run * high + self.taps[0] - 1) * width * self._group,
             max(
@@ -129,14 +135,16 @@ class _Cut:
             self.tile,
             components * plane[1],
             0 if self.ahead else components * weights,
+            chunk * c.kernel[0] * math.prod(self.taps) * self.tile,
         )
         *parts, self.scratch = np.cumsum((0, *sizes)).tolist()
         block = self.blocking = np.zeros(1, BLOCKING)
         for name, value in {
             "channels": channels, "columns": columns, "run": run, "inputs": inputs, "group": self._group,
-            "lanes": self.lanes, "line": line, "ahead": self.ahead, "weights": weights, "window": self.windows,
-            "outputs": self._outputs, "tiles": self._tiles, "register_tile": (tile_pixels(), self.tile),
-            "pitch": pitch, "plane": plane, "blocks": (max(blocks_o, 1), blocks_w, blocks_r), "parts": parts,
+            "lanes": self.lanes, "line": line, "ahead": self.ahead, "chunk": chunk, "weights": weights,
+            "window": self.windows, "outputs": self._outputs, "tiles": self._tiles,
+            "register_tile": (tile_pixels(), self.tile), "pitch": pitch, "plane": plane,
+            "blocks": (max(blocks_o, 1), blocks_w, blocks_r), "parts": parts,
         }.items():  # fmt: skip
             block[name] = value
         # Where the lines of a window lie, one channel after another, and the windows.
@@ -164,6 +172,8 @@ class _Cut:
     def taps_of(self, taps: Any, first: int, last: int) -> Any:
         """The taps of some channels of a group, all of one register tile, as ``(1, O, C, KD, KH, KW)``."""
         c = self._correlation
+        if self.arranges:
+            return taps[None, first:last]
         begin, one = first // self.tile * self.tile, self.lines * math.prod(self.taps)
         here = taps[begin * one : (begin + self.tile) * one].reshape(c.in_channels, *c.kernel, -1)
         return np.moveaxis(here[..., first - begin : last - begin], -1, 0)[None]
@@ -190,6 +200,7 @@ class _Cut:
             "result": tiles * outputs * math.prod(self._outputs),
             "dilated": pixels * (self.lines * blocks_o + c.out_channels),
             "row": rows,
+            "arranged": c.groups * outputs * self.lines * math.prod(self.taps) if self.arranges else 0,
             "task": self.tasks,
         }
         return Work(self.tasks, counts)
@@ -200,7 +211,7 @@ class _Cut:
         c = self._correlation
         lines = c.groups * c.out_channels * self.lines
         counts = {
-            "arranged": lines * math.prod(self.taps),
+            "arranged": 0 if self.arranges else lines * math.prod(self.taps),
             "transformed": lines * math.prod(self.windows) if self.ahead else 0,
         }
         return Work(c.groups * _ceil(c.out_channels, self.tile), counts)
@@ -208,33 +219,38 @@ class _Cut:
 
 class _WinogradPlan(PiecewisePlan):
     def __init__(self, problem: ConvProblem, window: int, workspace_limit: int) -> None:
-        super().__init__(problem, lambda piece: _Cut(piece, window, self._accumulator, workspace_limit))
-        self.pack_key = f"windows of {window}, {self.pack_key}, {[cut.ahead for cut in self._cuts]}"
+        super().__init__(problem, lambda piece: _Cut(piece, window, problem, workspace_limit))
+        self.pack_key = f"windows of {window}, {self.pack_key}, {[(cut.ahead, cut.arranges) for cut in self._cuts]}"
         self._problem = problem
         self._kernel = compiled(problem.dtype, problem.result_dtype, problem.accumulator_dtype)
         if any(cut.ahead for cut in self._cuts):
             self._pack = compiled_pack(problem.accumulator_dtype)
         self._arrange = WeightTiles(problem)
+        self._nothing = np.empty((0, 0), self._accumulator)
+        self._no_taps = np.empty((0,) * 4, self._accumulator), np.empty((0, 0), np.int64)
 
     def pack(self, w: Any) -> Any:
         """For each piece, its weights as tasks use them, transformed if that is done ahead, and its taps."""
+        if self._cuts and self._cuts[0].arranges:
+            w = w.astype(self._accumulator, copy=False)
+            return [(self._nothing, *self._arrange.of_a_task(w), self._pieces[0].weight_view(w))]
         return [self._pack_piece(cut, taps) for cut, taps in zip(self._cuts, self._arrange(w), strict=True)]
 
     def _pack_piece(self, cut: _Cut, taps: Any) -> Any:
         if not cut.ahead:
-            return taps, taps
+            return taps, *self._no_taps, taps
         groups, elements = taps.shape[0], taps.shape[1] // math.prod(cut.taps)
         packed = recycling.empty((groups, elements * math.prod(cut.windows)), self._accumulator)
         self._pack(groups * _ceil(elements // cut.lines, cut.tile), packed.size,
                    CHUNK * cut.windows[0] * cut.taps[1] * cut.tile, taps, cut.lines, *cut.taps, *cut.windows,
                    cut.lanes, cut.tile, packed)  # fmt: skip
-        return packed, taps
+        return packed, *self._no_taps, taps
 
     def _run_piece(self, piece: Correlation, cut: _Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
-        used, taps = weights
+        used, as_they_lie, table, taps = weights
         failed = np.zeros(cut.failures, np.uint8)
-        self._kernel(cut.tasks, piece.macs, cut.scratch, x, used, y, bias, residual, failed, piece.geometry,
-                     cut.blocking, cut.offsets, cut.places, self._half, *self._activation)  # fmt: skip
+        self._kernel(cut.tasks, piece.macs, cut.scratch, x, used, as_they_lie, table, y, bias, residual, failed,
+                     piece.geometry, cut.blocking, cut.offsets, cut.places, self._half, *self._activation)  # fmt: skip
         if np.count_nonzero(failed):
             self._mend(piece, cut, failed, taps, x, y, bias, residual)
 
@@ -271,7 +287,7 @@ class _Winograd(CpuAlgorithm):
 
     def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:
         accumulator = named_dtype(problem.accumulator_dtype)
-        cuts = (_Cut(piece, self.window, accumulator, workspace_limit) for piece in lower(problem))
+        cuts = (_Cut(piece, self.window, problem, workspace_limit) for piece in lower(problem))
         return max((cut.scratch for cut in cuts), default=0) * accumulator.itemsize * min(get_num_threads(), _SHARES)
 
     def tolerance(self, problem: ConvProblem) -> float:
@@ -286,23 +302,23 @@ class _Winograd(CpuAlgorithm):
 
 def _cuts(problem: ConvProblem, window: int) -> list[_Cut]:
     """For predictions."""
-    accumulator = named_dtype(problem.accumulator_dtype)
-    return [_Cut(piece, window, accumulator, USUAL_WORKSPACE) for piece in lower(problem)]
+    return [_Cut(piece, window, problem, USUAL_WORKSPACE) for piece in lower(problem)]
 
 
 def _running(window: int) -> CostModel:
     rates = {
         4: {"product": 2.5e-11, "tile": 2.5e-8, "input": 1.6e-10, "weight": 8e-11, "transformed": 4.1e-10,
-            "result": 1e-9, "dilated": 8.4e-10, "row": 2e-7, "task": 6.5e-7, "call": 1.5e-5},
+            "result": 1e-9, "dilated": 8.4e-10, "arranged": 1e-10, "row": 2e-7, "task": 6.5e-7, "call": 1.5e-5},
         6: {"product": 2.5e-11, "tile": 9e-9, "input": 2.3e-10, "weight": 5.4e-11, "transformed": 2e-10,
-            "result": 1.3e-9, "dilated": 9e-10, "row": 2.5e-7, "task": 7e-7, "call": 1.5e-5},
+            "result": 1.3e-9, "dilated": 9e-10, "arranged": 2e-10, "row": 2.5e-7, "task": 7e-7, "call": 1.5e-5},
     }  # fmt: skip
     return CostModel(lambda problem: (cut.work for cut in _cuts(problem, window)), rates[window])
 
 
 def _packing(window: int) -> CostModel:
     def work(problem: ConvProblem) -> Iterable[Work]:
-        yield from gathering(problem)
+        if not all(cut.arranges for cut in _cuts(problem, window)):
+            yield from gathering(problem)
         yield from (cut.packing for cut in _cuts(problem, window))
 
     return CostModel(work, {"gathered": 3e-10, "arranged": 4.5e-10, "transformed": 4.5e-10, "call": 2e-5})

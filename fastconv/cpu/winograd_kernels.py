@@ -13,6 +13,7 @@ from fastconv.cpu.jit import TaskKernel, array, generic, inline, integer, record
 from fastconv.cpu.microkernel import multiply_pixels
 from fastconv.cpu.rows import add_row, inside, write_pixels, write_row
 from fastconv.cpu.transpose import transpose_block
+from fastconv.cpu.weight_tiles import arrange
 from fastconv.cpu.winograd_transforms import transform_input, transform_output, transform_weights
 from fastconv.lowering import GEOMETRY
 
@@ -20,16 +21,17 @@ from fastconv.lowering import GEOMETRY
 #: tiles and an even share of their rows; of those `run` are staged at once, and `inputs` channels are transformed at
 #: once, a `group` after another. Vectors have `lanes`; the register tile takes so many tiles by channels. Windows lie a
 #: `pitch` apart and components a `plane`, of inputs and of sums. Weights are transformed `ahead`, or by the task:
-#: components then lie `weights` apart. Scratch memory has `parts`; a `line` of it holds a row.
+#: components then lie `weights` apart. It also arranges them, a `chunk` of inputs at once, unless that is 0. Scratch
+#: memory has `parts`; a `line` of it holds a row.
 BLOCKING = np.dtype(
     [
         (name, np.int64)
-        for name in ("channels", "columns", "run", "inputs", "group", "lanes", "line", "ahead", "weights")
+        for name in ("channels", "columns", "run", "inputs", "group", "lanes", "line", "ahead", "chunk", "weights")
     ]
     + [(name, np.int64, (2,)) for name in ("window", "outputs", "tiles", "register_tile", "pitch", "plane")]
-    + [("blocks", np.int64, (3,)), ("parts", np.int64, (9,))]
+    + [("blocks", np.int64, (3,)), ("parts", np.int64, (10,))]
 )
-_STAGED, _HALF_WAY, _DONE, _LINES, _BIAS, _INPUTS, _ZEROS, _SUMS, _WEIGHTS = range(9)
+_STAGED, _HALF_WAY, _DONE, _LINES, _BIAS, _INPUTS, _ZEROS, _SUMS, _WEIGHTS, _TAPS = range(10)
 CHUNK = 16  # lines whose weights are transformed at once
 
 
@@ -107,13 +109,14 @@ def _stage_row(plane, first, step, mode, half, needed, channels, group, lanes, s
 
 
 def _winograd(  # type: ignore[no-untyped-def]
-    first, last, x, weights, y, bias, residual, failed, geometry, blocking, offsets, places, half, activation,
-    parameters, scratch,
+    first, last, x, weights, as_they_lie, table, y, bias, residual, failed, geometry, blocking, offsets, places, half,
+    activation, parameters, scratch,
 ):  # fmt: skip
     """Compute tasks `first` to `last`.
 
-    `weights` are as :func:`_pack` makes them, or takes them if they are not transformed ahead; `bias` and `residual`
-    may have no elements. A line is one depth of an input channel. What is not finite spoils its whole tile, and so may
+    `weights` are as :func:`_pack` makes them, or takes them if they are not transformed ahead; or the task takes them
+    `as_they_lie` ``(G, O, C, taps)``, and arranges them with the help of the table. `bias` and `residual` may have no
+    elements. A line is one depth of an input channel. What is not finite spoils its whole tile, and so may
     an overflow: a row of tiles with such outputs is not written, and its number of channels goes to ``failed (rows,
     columns, G, vectors of O)``.
     """
@@ -130,7 +133,7 @@ def _winograd(  # type: ignore[no-untyped-def]
     staged, half_way = scratch[block.parts[_STAGED] :], scratch[block.parts[_HALF_WAY] :]
     done, lines, inputs = scratch[block.parts[_DONE] :], scratch[block.parts[_LINES] :], scratch[block.parts[_INPUTS] :]
     bias_of, zeros_at, sums_at = scratch[block.parts[_BIAS] :], block.parts[_ZEROS], block.parts[_SUMS]
-    transformed = scratch[block.parts[_WEIGHTS] :]
+    transformed, taps = scratch[block.parts[_WEIGHTS] :], scratch[block.parts[_TAPS] :]
     _clear(scratch, zeros_at, sums_at)
 
     for task in range(first, last):
@@ -195,10 +198,20 @@ def _winograd(  # type: ignore[no-untyped-def]
                 used, weights_at = weights[g], f * padded_channels * all_lines + first_line
                 if not block.ahead:
                     used, weights_at = transformed, f * block.weights
-                    if f == 0:
+                    if f == 0 and block.chunk == 0:
                         _transform_taps(
                             weights[g], first_line * kernel_h * kernel_w, here_lines, kernel_h, kernel_w, wide,
                             window_h, window_w, lanes, transformed, 0, block.weights, half_way,
+                        )  # fmt: skip
+                    for c in range(0, here if f == 0 and block.chunk > 0 else 0, max(block.chunk, 1)):
+                        some = min(block.chunk, here - c)
+                        arrange(
+                            as_they_lie, g, o_first + o, min(channels - o, wide), c_first + c, c_first + c + some,
+                            table, lanes, taps, -(c_first + c) * wide,
+                        )  # fmt: skip
+                        _transform_taps(
+                            taps, 0, some * kernel_d, kernel_h, kernel_w, wide, window_h, window_w, lanes,
+                            transformed, c * kernel_d * wide, block.weights, half_way,
                         )  # fmt: skip
                 tile = 0
                 for k in range(register_tiles):
@@ -342,10 +355,10 @@ def compiled(dtype_name: str, result_name: str, accumulator_name: str) -> Any:
     memory = array(accumulator, 1, contiguous=True, readonly=False)
     matrix = array(accumulator, 2, contiguous=True, readonly=False)
     failed = array(np.dtype(np.uint8), 4, contiguous=True, readonly=False)
-    table = array(np.dtype(np.int64), 1, contiguous=True)
+    table, places = (array(np.dtype(np.int64), ndim, contiguous=True) for ndim in (1, 2))
     return _kernel.compile(
-        array(dtype, 6), matrix, array(result, 6, readonly=False), vector, array(result, 6), failed, records(GEOMETRY),
-        records(BLOCKING), table, table, integer, integer, vector, memory,
+        array(dtype, 6), matrix, array(accumulator, 4), places, array(result, 6, readonly=False), vector,
+        array(result, 6), failed, records(GEOMETRY), records(BLOCKING), table, table, integer, integer, vector, memory,
     )  # fmt: skip
 
 

@@ -137,6 +137,8 @@ def lower(problem: ConvProblem) -> tuple[Correlation, ...]:
     p = problem
     if p.op == "input_grad" and p.padding_mode != "zeros":
         raise ValueError(f"padding_mode={p.padding_mode!r}: an input gradient is computed for 'zeros' only")
+    if 0 in p.result_shape:
+        return ()
     inner, outer = p.in_channels // p.groups, p.out_channels // p.groups
     lows = _lows(p)
     if p.op == "forward":
@@ -159,7 +161,7 @@ def lower(problem: ConvProblem) -> tuple[Correlation, ...]:
                             (d.offset, h.offset, w.offset), "zeros", (d.taps, h.taps, w.taps),
                             (d.targets, h.targets, w.targets))
             )  # fmt: skip
-    return tuple(piece for piece in pieces if piece.positions)
+    return tuple(pieces)
 
 
 def _lows(p: ConvProblem) -> Triple:

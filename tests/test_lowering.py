@@ -170,3 +170,9 @@ def test_only_a_pointwise_image_is_one_row():
     for kernel, arguments in ((3, {"padding": 1}), (1, {"stride": 2}), (1, {"padding": 1}), (1, {"padding": (0, 0)})):
         (piece,) = lower(build(2, (1, 2, 6, 6), (3, 2, kernel, kernel), **arguments))
         assert (piece.flat is not None) == (arguments == {"padding": (0, 0)})
+
+
+def test_an_empty_result_has_no_pieces_whatever_the_stride():
+    """A piece for each of so many residues would take minutes to list."""
+    assert lower(ConvProblem.transposed(2, (0, 2, 2, 8), (2, 3, 5, 5), stride=10**5)) == ()
+    assert lower(ConvProblem.forward(2, (4, 2, 9, 9), (0, 2, 3, 3))) == ()

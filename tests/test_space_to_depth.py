@@ -61,9 +61,11 @@ def test_added_taps_see_nothing(value, channels_last, dtype):
     np.testing.assert_array_equal(np.isnan(out), np.isnan(reference(p, *operands)))
 
 
-@pytest.mark.parametrize("x_shape", [(0, 3, 9, 9), (1, 3, 0, 9), (1, 0, 9, 9)])
-def test_axes_without_elements(x_shape):
-    p = ConvProblem.forward(2, x_shape, (4, x_shape[1], 3, 3), stride=2)
+@pytest.mark.parametrize(
+    "x_shape, outputs", [((0, 3, 9, 9), 4), ((1, 3, 0, 9), 4), ((1, 0, 9, 9), 4), ((1, 3, 9, 9), 0)]
+)
+def test_axes_without_elements(x_shape, outputs):
+    p = ConvProblem.forward(2, x_shape, (outputs, x_shape[1], 3, 3), stride=2)
     operands = make_operands(p)
     np.testing.assert_array_equal(computed(p, operands), reference(p, *operands))
 

@@ -179,7 +179,8 @@ class _SpaceToDepthPlan(RewritingPlan):
         padded = np.zeros((groups, outer, inner, kernel[0], taps_h * phases_h, taps_w * phases_w), w.dtype)
         padded[..., : kernel[1], : kernel[2]] = w
         split = padded.reshape(groups, outer, inner, kernel[0], taps_h, phases_h, taps_w, phases_w)
-        deep = split.transpose(0, 1, 5, 7, 2, 3, 4, 6).reshape(groups, outer, -1, kernel[0], taps_h, taps_w)
+        channels = inner * phases_h * phases_w
+        deep = split.transpose(0, 1, 5, 7, 2, 3, 4, 6).reshape(groups, outer, channels, kernel[0], taps_h, taps_w)
         return self._other.pack(deep), deep
 
     def run(self, x: Any, packed: Any, y: Any, bias: Any, residual: Any) -> None:

@@ -37,8 +37,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import cache
-from typing import Any, NamedTuple
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -336,8 +337,8 @@ def _compiled(dtype_name: str, weight_name: str, result_name: str, accumulator_n
 
 
 class _ImplicitGemmPlan(PiecewisePlan):
-    def __init__(self, problem: ConvProblem, operand: str = "") -> None:
-        super().__init__(problem, lambda piece: Cut(piece, problem))
+    def __init__(self, problem: ConvProblem, unpacked: bool, operand: str = "") -> None:
+        super().__init__(problem, lambda piece: Cut(piece, problem, unpacked=unpacked))
         self.pack_key = self.pack_key, any(cut.across_pixels for cut in self._cuts)
         dtype, weight = problem.dtype, problem.accumulator_dtype
         self._kernel = _compiled(operand or dtype, operand or weight, problem.result_dtype, problem.accumulator_dtype)
@@ -362,8 +363,8 @@ class _ImplicitGemmPlan(PiecewisePlan):
 class _PairsPlan(_ImplicitGemmPlan):
     """The plan for small integers: half the channels, each of words, made of some images at a time."""
 
-    def __init__(self, problem: ConvProblem, workspace_limit: int) -> None:
-        super().__init__(paired(problem), WORD.name)
+    def __init__(self, problem: ConvProblem, unpacked: bool, workspace_limit: int) -> None:
+        super().__init__(paired(problem), unpacked, WORD.name)
         self._words, self._limit = Words(problem.dtype), workspace_limit
 
     def pack(self, w: Any) -> Any:
@@ -376,23 +377,23 @@ class _PairsPlan(_ImplicitGemmPlan):
             super()._run_piece(piece, cut, weights, self._words(x[some]), y[some], bias, residual[some])
 
 
-def _work(problem: ConvProblem) -> Iterable[Work]:
+def _work(problem: ConvProblem, unpacked: bool = False) -> Iterable[Work]:
     words = problem.dtype in SMALL
     product = "word product" if words else "integer product" if "int" in problem.dtype else "product"
     computed = paired(problem) if words else problem
     for piece in lower(computed):
-        tasks, counts = Cut(piece.flat or piece, computed).work
+        tasks, counts = Cut(piece.flat or piece, computed, unpacked=unpacked).work
         widened = piece.batch * word_bytes(piece) // WORD.itemsize if words else 0
         named = {product if kind == "product" else kind: n for kind, n in counts.items()}
         yield Work(tasks, named | {"word": widened} | interleaving(problem, piece))
 
 
-def _packing(problem: ConvProblem) -> Iterable[Work]:
+def _packing(problem: ConvProblem, unpacked: bool = False) -> Iterable[Work]:
     if problem.dtype in SMALL:
         problem = paired(problem)
         yield Work(1, {"word": math.prod(problem.operand_shapes[1])})
     pieces = lower(problem)
-    if any(Cut(piece, problem).across_pixels for piece in pieces):
+    if any(Cut(piece, problem, unpacked=unpacked).across_pixels for piece in pieces):
         return  # numbers are taken from the weight as it lies
     yield Work(1, {"arranging": 1})
     for piece in pieces:
@@ -408,12 +409,14 @@ class ImplicitGemm(CpuAlgorithm):
         _work,
         {
             "product": 2e-11, "integer product": 2.7e-11, "word product": 2.5e-11, "word": 1.4e-10, "tile": 1.8e-8,
-            "staged": 2.9e-10, "run": 2.3e-9, "packed": 8e-11, "gathered": 3e-10, "transposed": 4e-10,
-            "line": 1.2e-8, "row": 2.6e-9, "weight": 1.7e-10, "copied": 4e-10, "task": 8.4e-8, "call": 1.15e-5,
+            "staged": 2.9e-10, "run": 2.3e-9, "packed": 8e-11, "crossing": 2e-10, "gathered": 3e-10,
+            "transposed": 4e-10, "line": 1.2e-8, "row": 2.6e-9, "weight": 1.7e-10, "copied": 4e-10, "task": 8.4e-8,
+            "call": 1.15e-5,
         },
         frozenset({"product", "integer product", "word product"}),
     )  # fmt: skip
-    packing = CostModel(_packing, {"word": 2.4e-9, "arranged": 4.5e-10, "arranging": 1.6e-5, "call": 2e-6})
+    packing = CostModel(_packing, {"word": 2.4e-9, "arranged": 4e-10, "arranging": 8e-6, "call": 2e-6})
+    _unpacked: ClassVar[bool] = False
 
     def why_not(self, problem: ConvProblem) -> str | None:
         if problem.dtype.startswith("complex"):
@@ -429,13 +432,36 @@ class ImplicitGemm(CpuAlgorithm):
         computed = paired(problem) if words else problem
         accumulator, needed = named_dtype(computed.accumulator_dtype), [0]
         for piece in lower(computed):
-            scratch = Cut(piece.flat or piece, computed).scratch * accumulator.itemsize * get_num_threads()
+            cut = Cut(piece.flat or piece, computed, unpacked=self._unpacked)
+            scratch = cut.scratch * accumulator.itemsize * get_num_threads()
             widened = images_at_once(piece, workspace_limit) * word_bytes(piece) if words else 0
             needed.append(scratch + widened)
         return max(needed)
 
     def plan(self, problem: ConvProblem, workspace_limit: int) -> Plan:
-        return _PairsPlan(problem, workspace_limit) if problem.dtype in SMALL else _ImplicitGemmPlan(problem)
+        if problem.dtype in SMALL:
+            return _PairsPlan(problem, self._unpacked, workspace_limit)
+        return _ImplicitGemmPlan(problem, self._unpacked)
+
+
+class ImplicitGemmUnpacked(ImplicitGemm):
+    """For functions: weights are used as they lie where `implicit_gemm`, for layers that pack once, arranges them."""
+
+    name = "implicit_gemm_unpacked"
+    running = replace(ImplicitGemm.running, work=partial(_work, unpacked=True))
+    packing = replace(ImplicitGemm.packing, work=partial(_packing, unpacked=True))
+    _unpacked = True
+
+    def why_not(self, problem: ConvProblem) -> str | None:
+        computed = paired(problem) if problem.dtype in SMALL else problem
+        reason = super().why_not(problem)
+        if reason is None and not any(
+            Cut(piece, computed, unpacked=True).across_pixels > Cut(piece, computed, unpacked=False).across_pixels
+            for piece in lower(computed)
+        ):
+            reason = "implicit_gemm does the same"
+        return reason
 
 
 register(ImplicitGemm())
+register(ImplicitGemmUnpacked())

@@ -52,9 +52,17 @@ BLOCKING = np.dtype(
 
 
 class Cut:
-    """How a correlation is cut into tasks."""
+    """How a correlation is cut into tasks.
 
-    def __init__(self, correlation: Correlation, problem: ConvProblem) -> None:
+    Parameters
+    ----------
+    correlation : Correlation
+    problem : ConvProblem
+    unpacked : bool
+        Whether weights are other ones in each call, so that a call gains where they need not be arranged.
+    """
+
+    def __init__(self, correlation: Correlation, problem: ConvProblem, *, unpacked: bool) -> None:
         self._correlation = c = correlation
         accumulator = named_dtype(problem.accumulator_dtype)
         itemsize, channels_last = accumulator.itemsize, problem.channels_last
@@ -63,7 +71,7 @@ class Cut:
         padding = sees_padding(c)
         readable = not padding and problem.dtype == problem.accumulator_dtype
         self.across_pixels = across_pixels = not channels_last and self._pixels_are_better(
-            c.flat or c, readable, gradient=problem.op == "input_grad"
+            c.flat or c, readable, unpacked or problem.op == "input_grad"
         )  # fmt: skip
         # Tiles of pixels take numbers of channels side by side: planes are turned as they are staged.
         self._readable = readable and (across_pixels or channels_last)
@@ -114,11 +122,8 @@ class Cut:
         self.tables, self.weight_tables = lru_cache(maxsize=8)(self._tables), lru_cache(maxsize=8)(self._weight_tables)
         self.work = self._count(c, window, channels_last)
 
-    def _pixels_are_better(self, c: Correlation, readable: bool, gradient: bool) -> bool:
-        """Whether to write patches down costs less than what it spares, each in multiply-adds of a vector per pixel.
-
-        The weights of a gradient are other ones in each call, and would be arranged anew.
-        """
+    def _pixels_are_better(self, c: Correlation, readable: bool, unpacked: bool) -> bool:
+        """Whether to write patches down costs less than what it spares, each in multiply-adds of a vector per pixel."""
         if c.targets != (slice(None),) * 3 or math.prod(c.count[1:]) < _LEAST_VECTORS * self.lanes:
             return False  # results of a piece lie among those of others
         plane, outputs = math.prod(c.count[1:]), c.out_channels
@@ -126,7 +131,7 @@ class Cut:
         idle_outputs = (-outputs % self.lanes) * c.reduction / self.lanes
         staged = c.in_channels * math.prod(c.stride) if readable else 0
         packed = c.reduction * (_PACKED if c.stride[2] == 1 else _GATHERED)
-        arranged = outputs * c.reduction / max(c.batch * c.positions, 1) if gradient else 0
+        arranged = outputs * c.reduction / max(c.batch * c.positions, 1) if unpacked else 0
         return packed + idle_pixels < outputs * _TURNED + staged * _STAGED + idle_outputs + arranged * _ARRANGED
 
     def _rows(self, height: int, columns: int, line: int) -> int:
@@ -225,7 +230,11 @@ class Cut:
         if self.across_pixels:
             panels = c.batch * c.groups * c.count[0] * self._panels(int(block["rows"]), int(block["columns"]))
             across, along = panels * self.tile, c.out_channels
-            counts["gathered" if c.stride[2] > 1 else "packed"] = images * c.reduction * int(block["blocks"][0])
+            written = images * c.reduction * int(block["blocks"][0])
+            counts["gathered" if c.stride[2] > 1 else "packed"] = written
+            # Vectors that cross from one row into the next are put together from two.
+            columns = int(block["columns"])
+            counts["crossing"] = written * min(self.lanes / columns, 1) if columns % self.lanes else 0
         else:
             across, along = -(-c.out_channels // self.lanes) * self.lanes, images
             counts["transposed"] = 0 if channels_last else images * c.out_channels

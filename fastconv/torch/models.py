@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,19 +14,17 @@ from torch.overrides import TorchFunctionMode
 import fastconv
 
 
-def _on_torchs_terms(name: str, torchs: Callable[[], Any], x: Tensor, w: Tensor, *args: Any, **options: Any) -> Tensor:
-    """Call fastconv's function `name`; what torch refuses is refused, in torch's words: `torchs` is its own call."""
+def _on_torchs_terms(
+    name: str, x: Tensor, w: Tensor, bias: Any, stride: Any, padding: Any, *args: Any, **options: Any
+) -> Tensor:
+    """Call fastconv's function `name`, where it takes what torch's own takes."""
     ndim = int(name[-2])
-    try:
-        if x.dim() - ndim not in (1, 2):
-            raise ValueError(f"input has {x.dim()} axes")
-        bias, stride, padding, *rest = map(_widened, args)
-        if padding == "same" and stride not in (1, (1,) * ndim, [1] * ndim):
-            raise ValueError("padding='same' with a stride")
-        return getattr(fastconv, name)(x, w, bias, stride, padding, *rest, **options)
-    except (TypeError, ValueError):
-        torchs()
-        raise
+    if x.dim() - ndim not in (1, 2):
+        raise ValueError(f"input has {x.dim()} axes")
+    stride, padding, *rest = [_widened(option) for option in (stride, padding, *args)]
+    if padding == "same" and stride not in (1, (1,) * ndim, [1] * ndim):
+        raise ValueError("padding='same' with a stride")
+    return getattr(fastconv, name)(x, w, bias, stride, padding, *rest, **options)
 
 
 def _widened(option: Any) -> Any:
@@ -35,27 +32,37 @@ def _widened(option: Any) -> Any:
     return option[0] if isinstance(option, (list, tuple)) and len(option) == 1 else option
 
 
+# What torch refuses is refused in torch's words: its own call comes after an error of fastconv's.
+
+
 class _Convolution(_ConvNd):  # type: ignore[misc]
     """`forward` of torch's class ends in this method."""
 
     def _conv_forward(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _on_torchs_terms(
-            f"conv{weight.dim() - 2}d", partial(super()._conv_forward, input, weight, bias), input, weight, bias,
-            self.stride, self.padding, self.dilation, self.groups, padding_mode=self.padding_mode,
-        )  # fmt: skip
+        try:
+            return _on_torchs_terms(
+                f"conv{weight.dim() - 2}d", input, weight, bias, self.stride, self.padding, self.dilation, self.groups,
+                padding_mode=self.padding_mode,
+            )  # fmt: skip
+        except (TypeError, ValueError):
+            super()._conv_forward(input, weight, bias)
+            raise
 
 
 class _Transposed(_ConvTransposeNd):  # type: ignore[misc]
     def forward(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        torchs = partial(super().forward, input, output_size)
         ndim = self.weight.dim() - 2
         output_padding = self._output_padding(
             input, output_size, self.stride, self.padding, self.kernel_size, ndim, self.dilation
         )
-        return _on_torchs_terms(
-            f"conv_transpose{ndim}d", torchs, input, self.weight, self.bias, self.stride, self.padding,
-            output_padding, self.groups, self.dilation,
-        )  # fmt: skip
+        try:
+            return _on_torchs_terms(
+                f"conv_transpose{ndim}d", input, self.weight, self.bias, self.stride, self.padding, output_padding,
+                self.groups, self.dilation,
+            )  # fmt: skip
+        except (TypeError, ValueError):
+            super().forward(input, output_size)
+            raise
 
 
 class Conv1d(_Convolution, nn.Conv1d):  # type: ignore[misc]
@@ -154,16 +161,20 @@ class _Replacing(TorchFunctionMode):  # type: ignore[misc]
         kwargs = kwargs or {}
         if func not in _FUNCTIONS:
             return func(*args, **kwargs)
-        return _functional(_FUNCTIONS[func], partial(func, *args, **kwargs), *args, **kwargs)
+        try:
+            return _functional(_FUNCTIONS[func], *args, **kwargs)
+        except (TypeError, ValueError):
+            func(*args, **kwargs)
+            raise
 
 
 def _functional(
-    name: str, torchs: Callable[[], Any], input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1,
-    padding: Any = 0, *rest: Any, **options: Any,
+    name: str, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
+    *rest: Any, **options: Any,
 ) -> Tensor:  # fmt: skip
     """With the names that torch gives its arguments."""
     options = {key: _widened(value) for key, value in options.items()}
-    return _on_torchs_terms(name, torchs, input, weight, bias, stride, padding, *rest, **options)
+    return _on_torchs_terms(name, input, weight, bias, stride, padding, *rest, **options)
 
 
 @contextmanager

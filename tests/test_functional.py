@@ -348,6 +348,11 @@ def test_explain_names_what_runs(x_shape, w_shape, options):
     assert layer(w, device="cpu", **options)(x).tobytes() == named.tobytes()
 
 
+def test_explain_takes_results_that_no_memory_holds():
+    explanation = fastconv.explain((1, 1, 9), (1, 1, 2), padding=2**31 - 1, device="cpu")
+    assert explanation.problem.result_shape == (1, 1, 2**32 + 6)
+
+
 def test_explain_gives_the_reasons_of_those_who_decline():
     explanation = fastconv.explain((1, 1, 4), (1, 1, 2), dtype="int8", device="cpu")
     for row in explanation.rows:

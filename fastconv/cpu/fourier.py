@@ -53,19 +53,20 @@ def radices(n: int) -> list[int]:
 
 
 @cache
-def _lengths(even: bool) -> list[int]:
-    """All lengths of up to 2^32 that can be transformed."""
+def _lengths(even: bool, most: int) -> list[int]:
+    """All lengths of up to `most` that can be transformed."""
     lengths = [2 if even else 1]
     for factor in (2, 3, 5):
         for n in lengths:  # and what is appended here
-            if n * factor <= 2**32:
+            if n * factor <= most:
                 lengths.append(n * factor)
     return sorted(lengths)
 
 
 def next_length(n: int, *, even: bool) -> int:
     """The least length of at least `n` that can be transformed."""
-    lengths = _lengths(even)
+    # Axes with huge paddings are longer than 2^32, but a list up to 2^64 takes 10 ms, which a first call would wait for.
+    lengths = _lengths(even, 2**32 if n <= 2**32 else 2**64)
     return lengths[bisect_left(lengths, n)]
 
 

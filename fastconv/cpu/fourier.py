@@ -65,7 +65,7 @@ def _lengths(even: bool, most: int) -> list[int]:
 
 def next_length(n: int, *, even: bool) -> int:
     """The least length of at least `n` that can be transformed."""
-    # Axes with huge paddings are longer than 2^32, but to list all up to 2^64 takes 10 ms, too long for every first call.
+    # Axes with huge paddings are longer than 2^32, but listing all up to 2^64 takes 10 ms of every first call.
     lengths = _lengths(even, 2**32 if n <= 2**32 else 2**64)
     return lengths[bisect_left(lengths, n)]
 

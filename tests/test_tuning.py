@@ -252,8 +252,8 @@ def test_the_command_tunes_shows_and_forgets():
     assert "measured" in command(*arguments).stdout
     shown = command("--show").stdout
     assert "conv2d (1, 4, 9, 9) * (4, 4, 3, 3)" in shown
-    assert "1 problems remembered" in shown
-    assert "1 problems forgotten" in command("--forget").stdout
+    assert "1 problem remembered" in shown
+    assert "1 problem forgotten" in command("--forget").stdout
     assert "0 problems remembered" in command("--show").stdout
 
 

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"{', '.join(sorted(options.keys() - {'dtype'}))}: expected --x and --w too")
     try:
         if args.forget:
-            print(f"{remembered.forget()} problems forgotten, in {remembered.folder()}")
+            print(f"{_problems(remembered.forget())} forgotten, in {remembered.folder()}")
         elif args.show:
             _show(device)
         elif args.x is not None:
@@ -69,7 +69,11 @@ def _show(device: str) -> None:
         for problem, record in remembered.recall_all(device).items()
     ]
     table(f"fastest on this {device}", ("problem", "call", "ms", "prepared", "ms"), rows)
-    print(f"{len(rows)} problem{'s' * (len(rows) != 1)} remembered in {remembered.folder()}")
+    print(f"{_problems(len(rows))} remembered in {remembered.folder()}")
+
+
+def _problems(count: int) -> str:
+    return f"{count} problem{'s' * (count != 1)}"
 
 
 def _fastest(times: dict[str, float]) -> tuple[str, str]:

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -37,6 +37,9 @@ GEOMETRY = np.dtype(
 )
 
 _ALL = slice(None)
+
+T = TypeVar("T")
+P = TypeVar("P", bound="Correlation")
 
 
 @dataclass(frozen=True)
@@ -121,9 +124,26 @@ class Correlation:
         )  # fmt: skip
 
     @once
+    def kind(self) -> tuple[Any, ...]:
+        """What pieces have in common that differ in where their taps and targets begin alone."""
+        steps = [part.step for part in (*self.taps, *self.targets)]
+        return *(getattr(self, name) for name in GEOMETRY.names or ()), self.whole, *steps
+
+    @once
     def whole(self) -> bool:
         """Whether this piece has all taps and all targets."""
         return self.taps == self.targets == (_ALL,) * 3
+
+
+def once_a_kind(pieces: Iterable[P], make: Callable[[P], T]) -> list[T]:
+    """What `make` returns for each piece, made once for each kind: of a thousand pieces all but a few are alike."""
+    made: dict[Any, T] = {}
+    found = []
+    for piece in pieces:
+        if piece.kind not in made:
+            made[piece.kind] = make(piece)
+        found.append(made[piece.kind])
+    return found
 
 
 def exchanged(view: Any) -> Any:

@@ -15,9 +15,9 @@ summed in the order of (channel, kd, kh, kw) however the work is cut.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ from fastconv.cpu.jit import Kernel, TaskKernel, array, contiguous_taps, generic
 from fastconv.cpu.microkernel import multiply_tile, odd_lines, padded, tile_channels, tile_vectors
 from fastconv.cpu.plan import PiecewisePlan
 from fastconv.cpu.rows import add_row, read_row, split_row, write_row
-from fastconv.lowering import GEOMETRY, Correlation, lower
+from fastconv.lowering import GEOMETRY, Correlation, lower, once_a_kind
 from fastconv.machine import vector_bytes
 from fastconv.problem import ConvProblem
 from fastconv.registry import Plan, register
@@ -370,12 +370,17 @@ class DirectPlan(PiecewisePlan):
         self._run_piece(part, cut, self._pack_piece(part, cut, w), x, y, bias, residual)
 
 
-def _work(problem: ConvProblem) -> Iterable[Work]:
+@lru_cache(maxsize=1024)
+def _cuts(problem: ConvProblem) -> Sequence[_Cut]:
+    """For predictions."""
     accumulator = named_dtype(problem.accumulator_dtype)
+    return once_a_kind(lower(problem), lambda piece: _Cut(piece.flat or piece, accumulator))
+
+
+def _work(problem: ConvProblem) -> Iterable[Work]:
     plain = problem.result_dtype == problem.accumulator_dtype and problem.activation.code <= CLIP
     in_rows = plain and not (problem.channels_last or problem.residual)
-    for piece in lower(problem):
-        cut = _Cut(piece.flat or piece, accumulator)
+    for piece, cut in zip(lower(problem), _cuts(problem), strict=True):
         scattered = scattering(problem, cut.counts, "staged", "result")
         if not (cut.in_runs or problem.channels_last):
             scattered = {"scattered": cut.counts["staged"]}
@@ -409,9 +414,8 @@ class Direct(CpuAlgorithm):
         return None
 
     def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:
-        accumulator = named_dtype(problem.accumulator_dtype)
-        scratch = max((_Cut(piece.flat or piece, accumulator).scratch for piece in lower(problem)), default=0)
-        return scratch * accumulator.itemsize * get_num_threads()
+        scratch = max((cut.scratch for cut in _cuts(problem)), default=0)
+        return scratch * named_dtype(problem.accumulator_dtype).itemsize * get_num_threads()
 
     def plan(self, problem: ConvProblem, workspace_limit: int) -> Plan:
         return DirectPlan(problem)

@@ -36,9 +36,9 @@ de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34(3), 2
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -58,7 +58,7 @@ from fastconv.cpu.rows import add_row, write_row
 from fastconv.cpu.staging import stage
 from fastconv.cpu.transpose import transpose_block, transpose_plane
 from fastconv.cpu.weight_tiles import WeightTiles
-from fastconv.lowering import GEOMETRY, Correlation, lower
+from fastconv.lowering import GEOMETRY, Correlation, lower, once_a_kind
 from fastconv.problem import ConvProblem
 from fastconv.registry import Plan, register
 from fastconv.settings import USUAL_WORKSPACE, get_num_threads
@@ -377,12 +377,20 @@ class _PairsPlan(_ImplicitGemmPlan):
             super()._run_piece(piece, cut, weights, self._words(x[some]), y[some], bias, residual[some])
 
 
+@lru_cache(maxsize=1024)
+def _cuts(problem: ConvProblem, unpacked: bool) -> Sequence[tuple[Correlation, Cut]]:
+    """For predictions: each piece, and how it is cut, if it can be as one row."""
+    pieces = lower(problem)
+    cuts = once_a_kind(pieces, lambda piece: Cut(piece.flat or piece, problem, unpacked=unpacked))
+    return list(zip(pieces, cuts, strict=True))
+
+
 def _work(problem: ConvProblem, unpacked: bool = False) -> Iterable[Work]:
     words = problem.dtype in SMALL
     product = "word product" if words else "integer product" if "int" in problem.dtype else "product"
     computed = paired(problem) if words else problem
-    for piece in lower(computed):
-        tasks, counts = Cut(piece.flat or piece, computed, unpacked=unpacked).work
+    for piece, cut in _cuts(computed, unpacked):
+        tasks, counts = cut.work
         widened = piece.batch * word_bytes(piece) // WORD.itemsize if words else 0
         named = {product if kind == "product" else kind: n for kind, n in counts.items()}
         yield Work(tasks, named | {"word": widened} | interleaving(problem, piece))
@@ -393,7 +401,7 @@ def _packing(problem: ConvProblem, unpacked: bool = False) -> Iterable[Work]:
         problem = paired(problem)
         yield Work(1, {"word": math.prod(problem.operand_shapes[1])})
     pieces = lower(problem)
-    if any(Cut(piece, problem, unpacked=unpacked).across_pixels for piece in pieces):
+    if any(cut.across_pixels for _, cut in _cuts(problem, unpacked)):
         return  # numbers are taken from the weight as it lies
     yield Work(1, {"arranging": 1})
     for piece in pieces:
@@ -431,8 +439,7 @@ class ImplicitGemm(CpuAlgorithm):
         words = problem.dtype in SMALL
         computed = paired(problem) if words else problem
         accumulator, needed = named_dtype(computed.accumulator_dtype), [0]
-        for piece in lower(computed):
-            cut = Cut(piece.flat or piece, computed, unpacked=self._unpacked)
+        for piece, cut in _cuts(computed, self._unpacked):
             scratch = cut.scratch * accumulator.itemsize * get_num_threads()
             widened = images_at_once(piece, workspace_limit) * word_bytes(piece) if words else 0
             needed.append(scratch + widened)
@@ -456,8 +463,8 @@ class ImplicitGemmUnpacked(ImplicitGemm):
         computed = paired(problem) if problem.dtype in SMALL else problem
         reason = super().why_not(problem)
         if reason is None and not any(
-            Cut(piece, computed, unpacked=True).across_pixels > Cut(piece, computed, unpacked=False).across_pixels
-            for piece in lower(computed)
+            unpacked.across_pixels > packed.across_pixels
+            for (_, unpacked), (_, packed) in zip(_cuts(computed, True), _cuts(computed, False), strict=True)
         ):
             reason = "implicit_gemm does the same"
         return reason

@@ -29,8 +29,9 @@ finite is not written, but computed directly when all others are done.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -44,7 +45,7 @@ from fastconv.cpu.microkernel import TILE_VECTORS, padded, tile_pixels
 from fastconv.cpu.plan import PiecewisePlan
 from fastconv.cpu.weight_tiles import WeightTiles
 from fastconv.cpu.winograd_kernels import BLOCKING, CHUNK, compiled, compiled_pack
-from fastconv.lowering import Correlation, lower
+from fastconv.lowering import Correlation, lower, once_a_kind
 from fastconv.machine import vector_bytes
 from fastconv.problem import ConvProblem, Triple
 from fastconv.registry import Plan, register
@@ -287,7 +288,7 @@ class _Winograd(CpuAlgorithm):
 
     def workspace_bytes(self, problem: ConvProblem, workspace_limit: int) -> int:
         accumulator = named_dtype(problem.accumulator_dtype)
-        cuts = (_Cut(piece, self.window, problem, workspace_limit) for piece in lower(problem))
+        cuts = _cuts(problem, self.window, workspace_limit)
         return max((cut.scratch for cut in cuts), default=0) * accumulator.itemsize * min(get_num_threads(), _SHARES)
 
     def tolerance(self, problem: ConvProblem) -> float:
@@ -300,9 +301,10 @@ class _Winograd(CpuAlgorithm):
         return _WinogradPlan(problem, self.window, workspace_limit)
 
 
-def _cuts(problem: ConvProblem, window: int) -> list[_Cut]:
+@lru_cache(maxsize=1024)
+def _cuts(problem: ConvProblem, window: int, workspace_limit: int = USUAL_WORKSPACE) -> Sequence[_Cut]:
     """For predictions."""
-    return [_Cut(piece, window, problem, USUAL_WORKSPACE) for piece in lower(problem)]
+    return once_a_kind(lower(problem), lambda piece: _Cut(piece, window, problem, workspace_limit))
 
 
 def _running(window: int) -> CostModel:

@@ -83,6 +83,6 @@ def test_arrays_on_a_gpu_take_one_launch(monkeypatch):
 
 
 def test_the_images_of_a_gpu_have_axes_of_31_bits():
-    problem = unfolding._problem((0, 1, 1 << 31), (1,), np.dtype(np.float32), 1, 0, 1)
+    problem = unfolding._problem((1, 1, 1 << 31), (1,), np.dtype(np.float32), 1, 0, 1)
     with pytest.raises(ValueError, match="an axis can have at most"):
         patches.fold(problem, np.empty(0), np.broadcast_to(np.float32(0), (1,)))

@@ -179,9 +179,10 @@ class Cut:
         steps, volume = [stride // itemsize for stride in strides], math.prod(c.kernel)
         inputs, outputs = np.arange(block["inputs"]), np.arange(block["channels"])
         taps = grid(c.kernel, tuple(steps[3:]))
-        if block["copies"] and steps[1] == volume and sorted(taps - taps.min()) == list(range(volume)):
+        first = min(taps.tolist(), default=0)
+        if block["copies"] and steps[1] == volume and sorted(taps - first) == list(range(volume)):
             slot = int(block["tile"][0]) * volume
-            return -int(taps.min()), outputs * volume, (inputs[:, None] * slot + taps - taps.min()).ravel()
+            return -first, outputs * volume, (inputs[:, None] * slot + taps - first).ravel()
         return -1, outputs * steps[1], (inputs[:, None] * steps[2] + taps).ravel()
 
     def _channels(self, out_channels: int, spatial: int, pixels: int, turned: bool) -> int:

@@ -152,7 +152,8 @@ def test_bench_measures_prints_and_writes(tmp_path):
     pytest.importorskip("scipy")
     data, picture = tmp_path / "bench.json", tmp_path / "bench.png"
     arguments = ("--network", "googlenet", "--device", "cpu", "--threads", 1, 2, "--seconds", 0.05, "--peers", "scipy")
-    done = fastconv("bench", *arguments, "--json", data, "--plot", picture, "--roofline", tmp_path)
+    algorithms = ("--algorithms", "direct,im2col")
+    done = fastconv("bench", *arguments, *algorithms, "--json", data, "--plot", picture, "--roofline", tmp_path)
     assert "googlenet 3a_5x5" in done.stdout
     assert "NHWC against NCHW" in done.stdout
     found = json.loads(data.read_text())

@@ -8,8 +8,6 @@ import fastconv
 torch = pytest.importorskip("torch")
 pytest.importorskip("expecttest", reason="torch's own test cases need expecttest")
 
-from torch.testing._internal.common_methods_invocations import op_db  # noqa: E402
-
 POOLINGS = [f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for n in (1, 2, 3)]
 
 
@@ -22,6 +20,8 @@ def alone(value):
 
 @pytest.mark.parametrize("name", [*POOLINGS, "unfold"])
 def test_torchs_own_cases(name):
+    from torch.testing._internal.common_methods_invocations import op_db
+
     op = next(op for op in op_db if op.name == f"nn.functional.{name}")
     ours, compared = getattr(fastconv, name), 0
     for sample in op.sample_inputs("cpu", torch.float64):

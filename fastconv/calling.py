@@ -29,10 +29,11 @@ _PROBLEMS = {
 
 Made = TypeVar("Made")
 
-# Executions, and descriptions of poolings, by the caller's own arguments, so that a repeated call skips reading them
-# again; with the choices they were made from.
-_RECENT: dict[Any, tuple[Any, tuple[Any, ...]]] = {}
+# Executions, and descriptions of poolings, by what is known of the caller's arrays, so that a repeated call skips
+# reading its arguments again; each behind the choices it was made from and their types.
+_RECENT: dict[Any, tuple[tuple[Any, Any, Any], ...]] = {}
 _RECENT_MOST = 4096
+_RECENT_ALIKE = 16
 
 
 def call(
@@ -82,35 +83,44 @@ def lookup(
     A layer's is `prepared`: called with its weight packed.
     """
     x, w, bias, residual, _ = arrays
-    has_bias, has_residual = bias is not None, residual is not None
-
-    def make(algorithm: str, device: str, *options: Any) -> Execution:
-        names, describe = _PROBLEMS[op]
-        problem = describe(
-            ndim, x.shape, w.shape, dtype=compute_dtype(x.dtype, w.dtype), bias=has_bias, residual=has_residual,
-            **dict(zip(names, options, strict=True)),
-        )  # fmt: skip
-        return prepare(problem, kind.device, device, algorithm, prepared=prepared)
-
-    key = op, ndim, x.shape, x.dtype, w.shape, w.dtype, has_bias, has_residual, kind.device, prepared
-    return remembered(key, (algorithm, device, *options), make)
+    known = (
+        op, ndim, x.shape, x.dtype, w.shape, w.dtype, bias is not None, residual is not None, kind.device, prepared,
+    )  # fmt: skip
+    return remembered(_execution, known, (algorithm, device, *options))
 
 
-def remembered(key: tuple[Any, ...], choices: tuple[Any, ...], make: Callable[..., Made]) -> Made:
-    """What ``make(*choices)`` gives; what it gave, if it was asked before with this key and these choices."""
-    limited = key, choices, workspace_limit()
-    try:
-        recent = _RECENT.get(limited)
-    except TypeError:  # a list among the choices cannot be a key; as tuples it can
-        return remembered(key, _freeze(choices), make)
-    # 1, 1.0 and True are equal keys but not equally good arguments; nearly always the very same objects come again.
-    if recent is not None and (all(map(is_, choices, recent[1])) or _types(choices) == _types(recent[1])):
-        made: Made = recent[0]
-        return made
-    made = make(*choices)
+def _execution(
+    op: str, ndim: int, x_shape: tuple[int, ...], x_dtype: Any, w_shape: tuple[int, ...], w_dtype: Any, bias: bool,
+    residual: bool, home: str, prepared: bool, algorithm: str, device: str, *options: Any,
+) -> Execution:  # fmt: skip
+    names, describe = _PROBLEMS[op]
+    problem = describe(
+        ndim, x_shape, w_shape, dtype=compute_dtype(x_dtype, w_dtype), bias=bias, residual=residual,
+        **dict(zip(names, options, strict=True)),
+    )  # fmt: skip
+    return prepare(problem, home, device, algorithm, prepared=prepared)
+
+
+def remembered(make: Callable[..., Made], known: tuple[Any, ...], choices: tuple[Any, ...]) -> Made:
+    """What ``make(*known, *choices)`` gives; what it gave, if it was asked before.
+
+    What is `known` of the arrays can be a key. The `choices` are the caller's own: there may be lists among them, and
+    1, 1.0 and True are equal, but not equally good.
+    """
+    key = make, known, workspace_limit()
+    recent = _RECENT.get(key, ())
+    for seen, _, made in recent:
+        if all(map(is_, choices, seen)):  # nearly always the very same objects come again
+            return made  # type: ignore[no-any-return]
+    choices = _freeze(choices)
+    types = _types(choices)
+    for seen, kinds, made in recent:
+        if types == kinds and choices == seen:
+            return made  # type: ignore[no-any-return]
+    made = make(*known, *choices)
     if len(_RECENT) >= _RECENT_MOST:
         _RECENT.clear()
-    _RECENT[limited] = made, choices
+    _RECENT[key] = (choices, types, made), *recent[: _RECENT_ALIKE - 1]
     return made
 
 
@@ -125,12 +135,13 @@ def _types(option: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _freeze(option: Any) -> Any:
-    if isinstance(option, np.ndarray):
-        option = option.tolist()
-    if isinstance(option, (list, tuple)):
-        return tuple(map(_freeze, option))
+    """An option as what can be kept: nothing in it changes."""
     try:
         hash(option)
+        return option
     except TypeError:
-        return repr(option)  # nothing unhashable is a good argument: its text goes to the error message
-    return option
+        if isinstance(option, np.ndarray):
+            return _freeze(option.tolist())
+        if isinstance(option, (list, tuple)):
+            return tuple(map(_freeze, option))
+        return repr(option)  # nothing else is a good argument: its text goes to the error message

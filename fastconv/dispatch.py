@@ -153,10 +153,12 @@ class Execution:
         self.plan = algorithm.plan(computed, settings.workspace_limit())
         self._pack_key = self.device, computed.dtype, self.plan.pack_key
         self._xp = library(self.device)
-        self._views = Views(computed)
+        self._array = self._xp.ndarray
+        views = Views(computed)
+        self._view_source, self._view_weight, self._view_result = views.source, views.weight, views.result
         self._folds = folds(problem)
-        self._computed = computed.result_shape, named_dtype(computed.result_dtype)
-        n_bytes = math.prod(computed.result_shape) * self._computed[1].itemsize
+        self._computed_shape, self._computed_dtype = computed.result_shape, named_dtype(computed.result_dtype)
+        n_bytes = math.prod(self._computed_shape) * self._computed_dtype.itemsize
         self._empty = recycling.allocator(n_bytes) if self.device == "cpu" else self._xp.empty
         self.operand_shapes = problem.operand_shapes
         self._shape = problem.result_shape
@@ -175,7 +177,7 @@ class Execution:
 
     def pack(self, w: Any) -> Any:
         """Bring a weight (a NumPy or CuPy array in the user's format) into the plan's form, on its device."""
-        return self.plan.pack(self._views.weight(self._bring(w, self._dtype)))
+        return self.plan.pack(self._view_weight(self._bring(w, self._dtype)))
 
     def __call__(
         self, x: Any, w: Any, bias: Any = None, residual: Any = None, out: Any = None, *, packed: Any = None
@@ -196,9 +198,12 @@ class Execution:
         if bias is not None:
             bias = self._contiguous(self._bring(bias, self._bias_dtype))
         if residual is not None:
-            residual = self._views.result(self._bring(residual, self._result_dtype))
-        result, target = self._target(None if self._folds else out)
-        self.plan.run(self._views.source(x), packed, target, bias, residual)
+            residual = self._view_result(self._bring(residual, self._result_dtype))
+        result, target = out, None if out is None or self._folds else self._view_out(out)
+        if target is None:
+            result = self._empty(self._computed_shape, self._computed_dtype)
+            target = self._view_result(result)
+        self.plan.run(self._view_source(x), packed, target, bias, residual)
         if self._folds:
             result = self._contiguous(fold(self.problem, result).astype(self._result_dtype, copy=False))
         if out is None:
@@ -215,21 +220,17 @@ class Execution:
 
     def _bring(self, array: Any, dtype: np.dtype[Any]) -> Any:
         """The array on this execution's device, with that dtype."""
-        if self.device == "gpu" and isinstance(array, np.ndarray):
-            array = self._xp.asarray(array)
-        return array if array.dtype is dtype or array.dtype == dtype else array.astype(dtype)
+        if type(array) is self._array and array.dtype is dtype:
+            return array
+        return self._xp.asarray(array).astype(dtype, copy=False)
 
     def _contiguous(self, array: Any) -> Any:
         return array if array.flags.c_contiguous else array.copy()
 
-    def _target(self, out: Any) -> tuple[Any, Any]:
-        """The array to fill and the kernel's view of it: `out` itself, or a new one where its axes cannot merge."""
-        if out is not None:
-            view = self._views.result(out)
-            if out.flags.c_contiguous or self._xp.may_share_memory(view, out):
-                return out, view
-        result = self._empty(*self._computed)
-        return result, self._views.result(result)
+    def _view_out(self, out: Any) -> Any:
+        """The kernel's view of `out`; None where its axes cannot merge."""
+        view = self._view_result(out)
+        return view if out.flags.c_contiguous or self._xp.may_share_memory(view, out) else None
 
 
 def library(device: str) -> Any:

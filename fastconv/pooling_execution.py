@@ -51,11 +51,14 @@ def describe(
     options: dict[str, Any],
 ) -> PoolProblem:  # fmt: skip
     """The problem that `build` makes; for equal arguments the same one."""
+    return remembered(_problem, (build, op, ndim, x_shape, dtype, tuple(options)), (size, *options.values()))
 
-    def make(size: Any, *values: Any) -> PoolProblem:
-        return build(op, ndim, x_shape, size, dtype=dtype.name, **dict(zip(options, values, strict=True)))
 
-    return remembered((build, op, ndim, x_shape, dtype, *options), (size, *options.values()), make)
+def _problem(
+    build: Callable[..., PoolProblem], op: str, ndim: int, x_shape: tuple[int, ...], dtype: Any, names: tuple[str, ...],
+    size: Any, *values: Any,
+) -> PoolProblem:  # fmt: skip
+    return build(op, ndim, x_shape, size, dtype=dtype.name, **dict(zip(names, values, strict=True)))
 
 
 def pool(problem: PoolProblem, x: Any, out: Any, with_indices: bool, device: str) -> tuple[Any, Any]:

@@ -108,7 +108,7 @@ def _implicit_gemm(  # type: ignore[no-untyped-def]
     """Compute tasks `first` to `last`.
 
     `weights` is ``(G, O, C, KD, KH, KW)`` if pixels are across the vector, of which outputs and taps lie at `rows_at`
-    and `taps_at`, or do so in the copy of a tile if `run_at` is not negative: see :meth:`Cut.weight_tables`. Otherwise
+    and `taps_at`, or do so in the copy of a tile if `run_at` is not negative: see :meth:`Cut.tables`. Otherwise
     it is ``(G, O padded * taps, 1, 1, 1, 1)``, tile by tile of outputs.
     """
     geo, block = geometry[0], blocking[0]
@@ -348,16 +348,13 @@ class _ImplicitGemmPlan(PiecewisePlan):
     def pack(self, w: Any) -> Any:
         """For each piece, its weights: tile by tile of outputs, or as they lie."""
         if self._arrange is not None:
-            return [tiles[..., *[None] * 4] for tiles in self._arrange(w)]
-        w = w.astype(self._accumulator, copy=False)
+            return [tiles[..., None, None, None, None] for tiles in self._arrange(w)]
+        w = w if w.dtype is self._accumulator else w.astype(self._accumulator, copy=False)
         return [piece.weight_view(w) for piece in self._pieces]
 
     def _run_piece(self, piece: Correlation, cut: Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
-        in_place, places, offsets = cut.tables(x.strides, x.itemsize)
-        at = cut.weight_tables(weights.strides, weights.itemsize) if cut.across_pixels else (-1, places, offsets)
-        tasks = cut.tasks * x.shape[0] // max(piece.batch, 1)
-        self._kernel(tasks, piece.macs, cut.scratch, x, weights, y, bias, residual, piece.geometry, cut.blocking,
-                     in_place, places, offsets, *at, self._half, *self._activation)  # fmt: skip
+        self._kernel(len(x) * cut.image_tasks, piece.macs, cut.scratch, x, weights, y, bias, residual, piece.geometry,
+                     cut.blocking, *cut.tables(x.strides, weights.strides), self._half, *self._activation)  # fmt: skip
 
 
 class _PairsPlan(_ImplicitGemmPlan):

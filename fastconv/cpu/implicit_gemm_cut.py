@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -65,7 +66,8 @@ class Cut:
     def __init__(self, correlation: Correlation, problem: ConvProblem, *, unpacked: bool) -> None:
         self._correlation = c = correlation
         accumulator = named_dtype(problem.accumulator_dtype)
-        itemsize, channels_last = accumulator.itemsize, problem.channels_last
+        self._itemsize = itemsize = accumulator.itemsize
+        channels_last = problem.channels_last
         self.lanes = vector_bytes() // itemsize
         self.tile = TILE_VECTORS * self.lanes
         padding = sees_padding(c)
@@ -100,6 +102,7 @@ class Cut:
         block["lanes"], block["tile"] = self.lanes, (tile_pixels(), self.tile)
         block["staging"], block["staged"] = staging.how, staging.elements
         self.tasks = spatial * blocks[0]
+        self.image_tasks = self.tasks // c.batch
         pixels = padded(rows * columns, itemsize)
         panels, group, turned, copies, together = 0, 1, 0, 0, 1
         if across_pixels:
@@ -119,7 +122,7 @@ class Cut:
         block["panels"], block["group"], block["pitch"] = panels, group, pitch
         block["sums"], block["start"] = sums, start
         self.scratch = staging.elements + panels + copies + sums + start + turned
-        self.tables, self.weight_tables = lru_cache(maxsize=8)(self._tables), lru_cache(maxsize=8)(self._weight_tables)
+        self.tables = lru_cache(maxsize=8)(self._tables)
         self.work = self._count(c, window, channels_last)
 
     def _pixels_are_better(self, c: Correlation, readable: bool, unpacked: bool) -> bool:
@@ -157,10 +160,16 @@ class Cut:
             for wide, w in ((width // columns, columns), (1, width % columns))
         )
 
-    def _tables(self, strides: tuple[int, ...], itemsize: int) -> tuple[bool, Table, Table]:
+    def _tables(self, x_strides: tuple[int, ...], w_strides: tuple[int, ...]) -> tuple[Any, ...]:
+        """Where input and weights of those strides are, as the kernel takes it: `in_place` to `taps_at`."""
+        in_place, places, offsets = self._input_tables(x_strides)
+        weights_at = self._weight_tables(w_strides) if self.across_pixels else (-1, places, offsets)
+        return in_place, places, offsets, *weights_at
+
+    def _input_tables(self, strides: tuple[int, ...]) -> tuple[bool, Table, Table]:
         """Whether input of those strides is read where it lies, and where pixels and taps then are."""
         c, block = self._correlation, self.blocking[0]
-        steps, odd = zip(*(divmod(stride, itemsize) for stride in strides[2:]), strict=True)
+        steps, odd = zip(*(divmod(stride, self._itemsize) for stride in strides[2:]), strict=True)
         # Pixels must lie in order, as they do where rows do not overlap.
         ordered = steps[3] > 0 and steps[2] > (c.size[2] - 1) * steps[3]
         if not self._readable or any(odd) or not ordered:
@@ -169,14 +178,14 @@ class Cut:
         taps = (steps[0], *(step * dilation for step, dilation in zip(steps[1:], c.dilation, strict=True)))
         return True, places, grid((block["inputs"], *c.kernel), taps)
 
-    def _weight_tables(self, strides: tuple[int, ...], itemsize: int) -> tuple[int, Table, Table]:
+    def _weight_tables(self, strides: tuple[int, ...]) -> tuple[int, Table, Table]:
         """Where outputs and taps are in a weight ``(G, O, C, KD, KH, KW)`` of those strides, or in a copy of its tiles.
 
         The first number says how far before an output's first tap its taps begin, if those of an input make one run of
         memory, output by output, and are copied; it is -1 if they are not.
         """
         c, block = self._correlation, self.blocking[0]
-        steps, volume = [stride // itemsize for stride in strides], math.prod(c.kernel)
+        steps, volume = [stride // self._itemsize for stride in strides], math.prod(c.kernel)
         inputs, outputs = np.arange(block["inputs"]), np.arange(block["channels"])
         taps = grid(c.kernel, tuple(steps[3:]))
         first = min(taps.tolist(), default=0)

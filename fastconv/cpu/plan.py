@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,9 +51,7 @@ class PiecewisePlan(Plan):
         for (piece, cut, flat, flat_cut), weights in zip(self._steps, packed):  # noqa: B905 - it costs 0.2 us
             target, added = (y, residual) if piece.whole else (piece.target_view(y), piece.target_view(residual))
             if flat is not None and is_flat(x) and is_flat(target) and is_flat(added):
-                source, target, added = (
-                    a.reshape(*a.shape[:3], 1, 1, math.prod(a.shape[3:])) for a in (x, target, added)
-                )
+                source, target, added = [a.reshape(a.shape[:3] + flat.count) for a in (x, target, added)]
                 self._run_piece(flat, flat_cut, weights, source, target, bias, added)
             else:
                 self._run_piece(piece, cut, weights, x, target, bias, added)

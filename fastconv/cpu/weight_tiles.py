@@ -15,7 +15,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from collections.abc import Callable
+from functools import lru_cache
+from operator import itemgetter, methodcaller
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -104,6 +107,20 @@ def _arrange(first, last, w, table, lanes, tile, outputs, tiles, _):  # type: ig
 _kernel = TaskKernel(_arrange)
 
 
+class _Layout(NamedTuple):
+    """How weights of one shape and layout are arranged."""
+
+    #: Gives their taps as the kernel takes them, ``(G, O, C, taps)``.
+    view: Callable[[Array], Array]
+    table: Array
+    tasks: int
+    #: Outputs of a group, padded.
+    outputs: int
+    #: Where in the tiles the pieces lie, and how many elements there are in all.
+    parts: list[slice]
+    elements: int
+
+
 class WeightTiles:
     """How the pieces of a problem want their weights.
 
@@ -115,45 +132,58 @@ class WeightTiles:
     def __init__(self, problem: ConvProblem) -> None:
         self._pieces, self._dtype = lower(problem), named_dtype(problem.accumulator_dtype)
         self._lanes = vector_bytes() // self._dtype.itemsize
+        self._tile = TILE_VECTORS * self._lanes
         vector = array(self._dtype, 1, contiguous=True, readonly=False)
         matrix = array(np.dtype(np.int64), 2, contiguous=True)
         self._kernel = _kernel.compile(array(self._dtype, 4), matrix, *[integer] * 3, vector, vector)
+        self._layout = lru_cache(maxsize=8)(self._layout_of)
+        self._in_pieces = lru_cache(maxsize=8)(self._taps_in_pieces)
 
     def __call__(self, w: Array) -> list[Array]:
         """For each piece, the tiles of its part of ``w (G, O, C, KD, KH, KW)``: ``(G, taps * O)``, O padded."""
-        groups, outputs, inputs, *kernel = w.shape
-        padded, tile = -(-outputs // self._lanes) * self._lanes, TILE_VECTORS * self._lanes
         taps = self._taps(w)
-        sizes = [groups * padded * inputs * math.prod(piece.kernel) for piece in self._pieces]
-        bases = [0, *itertools.accumulate(size + -size % tile for size in sizes)]  # each begins on a cache line
-        tiles = recycling.empty((bases[-1],), self._dtype)
-        run = taps.shape[3] * taps.itemsize, taps.itemsize
-        if len(sizes) == 1 and self._pieces[0].whole and taps.strides[2:] == run:
-            taps, table = taps.reshape(groups, outputs, inputs * taps.shape[3], 1), np.array([[0, 1, 0]])
-        else:
-            taps, table = self._in_pieces(taps, tuple(kernel), bases)
-        blocks = -(-outputs // tile)
-        self._kernel(groups * blocks, taps.size, 0, taps, table, self._lanes, tile, padded, tiles)
-        return [tiles[base : base + size].reshape(groups, -1) for base, size in zip(bases, sizes, strict=False)]
+        where = self._layout(w.shape, taps.strides)
+        tiles = recycling.empty((where.elements,), self._dtype)
+        used = where.view(taps)
+        self._kernel(where.tasks, used.size, 0, used, where.table, self._lanes, self._tile, where.outputs, tiles)
+        return [tiles[part].reshape(len(w), -1) for part in where.parts]
 
     def of_a_task(self, w: Array) -> tuple[Array, Array]:
         """For a problem of one piece: the weights and the table from which a task arranges a tile of its own."""
-        return self._in_pieces(self._taps(w), w.shape[3:], [0])
+        taps = self._taps(w)
+        used, table = self._in_pieces(w.shape[3:], (0,), taps.strides[3] < 0)
+        return taps[..., used], table
 
     def _taps(self, w: Array) -> Array:
-        return w.astype(self._dtype, copy=False).reshape(*w.shape[:3], math.prod(w.shape[3:]))
+        w = w if w.dtype is self._dtype else w.astype(self._dtype, copy=False)
+        return w.reshape(*w.shape[:3], math.prod(w.shape[3:]))
 
-    def _in_pieces(self, taps: Array, kernel: tuple[int, ...], bases: list[int]) -> tuple[Array, Array]:
-        """The taps that pieces use, in the order of memory, and the table of where they go."""
-        numbers = np.arange(taps.shape[3]).reshape(kernel)
-        table = np.zeros((taps.shape[3], 3), np.int64)
+    def _layout_of(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> _Layout:
+        """How weights of some shape are arranged, of whose taps these are the strides."""
+        groups, outputs, inputs, *kernel = shape
+        padded, volume = -(-outputs // self._lanes) * self._lanes, math.prod(kernel)
+        sizes = [groups * padded * inputs * math.prod(piece.kernel) for piece in self._pieces]
+        bases = (0, *itertools.accumulate(size + -size % self._tile for size in sizes))  # each begins on a cache line
+        if len(sizes) == 1 and self._pieces[0].whole and strides[2:] == (volume * strides[3], self._dtype.itemsize):
+            run = groups, outputs, inputs * volume, 1
+            view: Callable[[Array], Array] = methodcaller("reshape", run)
+            table = np.array([[0, 1, 0]])
+        else:
+            used, table = self._in_pieces(tuple(kernel), bases, strides[3] < 0)
+            view = itemgetter((..., used))
+        parts = [slice(base, base + size) for base, size in zip(bases, sizes, strict=False)]
+        return _Layout(view, table, groups * -(-outputs // self._tile), padded, parts, bases[-1])
+
+    def _taps_in_pieces(self, kernel: tuple[int, ...], bases: tuple[int, ...], falling: bool) -> tuple[Any, Array]:
+        """Which taps pieces use, in the order of memory, in which they may be `falling`, and where each goes."""
+        numbers = np.arange(math.prod(kernel)).reshape(kernel)
+        table = np.zeros((numbers.size, 3), np.int64)
         for piece, base in zip(self._pieces, bases, strict=False):
             chosen = piece.weight_view(numbers).ravel()
             table[chosen, _BASE], table[chosen, _STEP], table[chosen, _PLACE] = base, len(chosen), range(len(chosen))
-        used = table[:, _STEP] > 0
-        if not used.all():  # there are fewer outputs than the stride has residues
-            taps, table = taps[..., used], table[used]
-        if taps.strides[3] < 0:
-            taps, table = taps[..., ::-1], table[::-1]
+        used: Any = slice(None, None, -1 if falling else 1)
+        if not table[:, _STEP].all():  # there are fewer outputs than the stride has residues
+            used = table[:, _STEP].nonzero()[0][used]
+        table = table[used]
         last = (len(table) - 1) // self._lanes * self._lanes  # its square ends with places that it may overwrite
-        return taps, np.concatenate([table, table[last : last + 1].repeat(self._lanes, 0)])
+        return used, np.concatenate([table, table[last : last + 1].repeat(self._lanes, 0)])

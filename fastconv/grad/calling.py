@@ -15,6 +15,9 @@ from fastconv.problem import ConvProblem, compute_dtype
 #: Describes a layer: ``ConvProblem.forward`` or ``ConvProblem.transposed``.
 Describe = Callable[..., ConvProblem]
 
+#: What is read for the gradient with respect to either.
+_OPERANDS = {"input": ("grad_output", "weight"), "weight": ("input", "grad_output")}
+
 
 @at_home
 def gradient(
@@ -29,27 +32,27 @@ def gradient(
     """
     of_input = of == "input"
     size, first, second = (input, grad_output, weight) if of_input else (weight, input, grad_output)
-    names = ("grad_output", "weight") if of_input else ("input", "grad_output")
-    (first, second, *others), kind = adopt_all(first, second, None, None, out, names)
-
-    def make(algorithm: str, device: str, size: Any, *values: Any) -> Execution:
-        axes = lengths(f"{of}_size", size)
-        shapes = (axes, second.shape) if of_input else (first.shape, axes)
-        given = dict(zip(options, values, strict=True))
-        layer = describe(ndim, *shapes, dtype=compute_dtype(first.dtype, second.dtype, names), **given)
-        _check_gradient(layer, first if of_input else second)
-        adjoint = "input_grad" if layer.op == "forward" else "forward"
-        return prepare(replace(layer, op=adjoint if of_input else "weight_grad"), kind.device, device, algorithm)
-
-    key = of, describe, ndim, first.shape, first.dtype, second.shape, second.dtype, kind.device
-    execution = remembered(key, (algorithm, device, size, *options.values()), make)
+    (first, second, *others), kind = adopt_all(first, second, None, None, out, _OPERANDS[of])
+    known = of, describe, ndim, first.shape, first.dtype, second.shape, second.dtype, kind.device, tuple(options)
+    execution = remembered(_execution, known, (algorithm, device, size, *options.values()))
     operands = (first, second) if of_input or describe == ConvProblem.forward else (second, first)
     result = execution(*operands, *others)
     return kind.give(result) if out is None else out
 
 
-def _check_gradient(layer: ConvProblem, gradient: Any) -> None:
-    if gradient.shape != layer.result_shape:
+def _execution(
+    of: str, describe: Describe, ndim: int, first_shape: tuple[int, ...], first_dtype: Any,
+    second_shape: tuple[int, ...], second_dtype: Any, home: str, names: tuple[str, ...], algorithm: str, device: str,
+    size: Any, *options: Any,
+) -> Execution:  # fmt: skip
+    of_input, axes = of == "input", lengths(f"{of}_size", size)
+    shapes = (axes, second_shape) if of_input else (first_shape, axes)
+    dtype = compute_dtype(first_dtype, second_dtype, _OPERANDS[of])
+    layer = describe(ndim, *shapes, dtype=dtype, **dict(zip(names, options, strict=True)))
+    gradient_shape = first_shape if of_input else second_shape
+    if gradient_shape != layer.result_shape:
         raise ValueError(
-            f"grad_output has shape {gradient.shape}: expected {layer.result_shape}, that of the result of {layer}"
+            f"grad_output has shape {gradient_shape}: expected {layer.result_shape}, that of the result of {layer}"
         )
+    adjoint = "input_grad" if layer.op == "forward" else "forward"
+    return prepare(replace(layer, op=adjoint if of_input else "weight_grad"), home, device, algorithm)

@@ -1,11 +1,11 @@
-"""Rows are copied, split and woven whatever their length, and nothing beside their places is touched."""
+"""Rows are copied, added, split and woven whatever their length, and nothing beside their places is touched."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from fastconv.cpu.copying import SPLITS, copy_planes, gather_planes, split_planes, weave_planes
+from fastconv.cpu.copying import SPLITS, add_planes, copy_planes, gather_planes, split_planes, weave_planes
 from fastconv.cpu.jit import Kernel, array, integer
 
 LONGEST = 70
@@ -13,6 +13,10 @@ LONGEST = 70
 
 def _copy(out, a, length, parts):  # type: ignore[no-untyped-def]
     copy_planes(out[0], 1, 0, 0, a, 0, 0, 0, 1, 1, length)
+
+
+def _add(out, a, length, parts):  # type: ignore[no-untyped-def]
+    add_planes(out[0], 1, 0, 0, a, 0, 0, 0, 1, parts, length)
 
 
 def _gather(out, a, length, parts):  # type: ignore[no-untyped-def]
@@ -29,6 +33,8 @@ def _weave(out, a, length, parts):  # type: ignore[no-untyped-def]
 
 def _expected(function, a, length: int, parts: int):
     """What is written to each row of the result."""
+    if function is _add:  # to rows of -1
+        return [a[:length] * parts - 1]
     if function is _copy:
         return [a[:length]]
     if function is _gather:
@@ -39,7 +45,7 @@ def _expected(function, a, length: int, parts: int):
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8", "i4"])
-@pytest.mark.parametrize("function", [_copy, _gather, _split, _weave])
+@pytest.mark.parametrize("function", [_copy, _add, _gather, _split, _weave])
 def test_rows_of_any_length(function, dtype) -> None:
     result = array(np.dtype(dtype), 2, contiguous=True, readonly=False)
     run = Kernel(function).compile(result, array(np.dtype(dtype), 1, contiguous=True), integer, integer)

@@ -7,7 +7,8 @@ left, a vector of half, a quarter, … of the lanes: 7 elements are 4 + 2 + 1. N
 On the way a row may be *split*, ``target[part][i] = source[i * parts + part]``, so that what a stride of 2 or 4 reads
 lies side by side: of that many vectors, loaded as one, every second or fourth element is stored. Or it may be *dealt*:
 its vectors go to places a slot apart. Or 2 or 4 rows are *woven* into one, ``target[i * parts + part] =
-source[part][i]``, which undoes a split. What is copied, split or dealt may be converted, too.
+source[part][i]``, which undoes a split. What is copied, split or dealt may be converted, too. Or a row is *added* to
+what is there.
 """
 
 from __future__ import annotations
@@ -52,16 +53,18 @@ def by_number(lanes: int, parts: int) -> list[int]:
 
 
 def _define_copy(
-    module: ir.Module, source_number: ir.Type, number: ir.Type, conversion: Conversion, parts: int, dealt: int
-) -> ir.Function:
+    module: ir.Module, source_number: ir.Type, number: ir.Type, conversion: Conversion, parts: int, dealt: int,
+    added: bool,
+) -> ir.Function:  # fmt: skip
     """The function (target, apart, slot, pitch, source, leap, stride, planes, rows, length); steps are in bytes.
 
-    The targets of the parts lie `apart`. Or the row is `dealt` in groups of so many: then its vectors do.
+    The targets of the parts lie `apart`. Or the row is `dealt` in groups of so many: then its vectors do. Or it is
+    `added` to its target.
     """
     size, source_size = itemsize(number), itemsize(source_number)
     lanes = vector_bytes() // max(size, source_size)
     function, known = define(
-        module, f"fastconv_copy_{source_number}_{number}_{conversion.name}_{lanes}_{parts}_{dealt}",
+        module, f"fastconv_copy_{source_number}_{number}_{conversion.name}_{lanes}_{parts}_{dealt}_{added}",
         [POINTER, INDEX, INDEX, INDEX, POINTER, INDEX, INDEX, INDEX, INDEX, INDEX],
     )  # fmt: skip
     if known:
@@ -96,7 +99,11 @@ def _define_copy(
                 mask = ir.Constant(ir.VectorType(LANE, len(chosen)), chosen)
                 place = moved(builder, to, builder.mul(apart, builder.add(part, INDEX(further))), BYTE)
                 place = moved(builder, place, builder.udiv(at, INDEX(parts)), number)
-                builder.store(builder.shuffle_vector(values, values, mask), place, align=size)
+                value = builder.shuffle_vector(values, values, mask)
+                if added:
+                    before = builder.load(place, align=size, typ=value.type)
+                    value = (builder.add if isinstance(number, ir.IntType) else builder.fadd)(before, value)
+                builder.store(value, place, align=size)
 
         with counted(builder, INDEX(0), builder.and_(length, INDEX(-step)), step) as at:
             copy(at, step)
@@ -192,7 +199,8 @@ def _define_gather(module: ir.Module, number: ir.Type) -> ir.Function:
 
 
 def _copy(
-    context: Any, builder: ir.IRBuilder, kinds: Any, arguments: Any, half: ir.Value, parts: int, dealt: int = 0
+    context: Any, builder: ir.IRBuilder, kinds: Any, arguments: Any, half: ir.Value, parts: int, dealt: int = 0,
+    added: bool = False,
 ) -> None:  # fmt: skip
     """Call the function of :func:`_define_copy` with the arguments of :func:`split_planes`, but for the last two."""
     target, first, apart, slot, pitch, source, begin, *bytes_and_counts = arguments
@@ -201,7 +209,7 @@ def _copy(
     from_ = data_of(context, builder, kinds[1], source, BYTE, begin)
     steps = [builder.mul(step, INDEX(itemsize(number))) for step in (apart, slot, pitch)]
     functions = {
-        code: _define_copy(builder.module, source_number, number, conversion, parts, dealt)
+        code: _define_copy(builder.module, source_number, number, conversion, parts, dealt, added)
         for code, conversion in conversions(kinds[1].dtype, kinds[0].dtype).items()
     }
     passed = to, *steps, from_, *bytes_and_counts
@@ -226,6 +234,23 @@ def copy_planes(  # type: ignore[no-untyped-def]
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         passed = *arguments[:2], INDEX(0), *arguments[2:]
         _copy(context, builder, (target, source), passed, INDEX(0), 1)
+        return context.get_dummy_value()
+
+    return types.void(target, first, slot, pitch, source, begin, leap, stride, planes, rows, length), generate
+
+
+@intrinsic
+def add_planes(  # type: ignore[no-untyped-def]
+    typing_context, target, first, slot, pitch, source, begin, leap, stride, planes, rows, length
+):
+    """As :func:`copy_planes`, but rows are added to those of the target; complex ones are not."""
+    from numba import types
+
+    assert target.dtype == source.dtype
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        passed = *arguments[:2], INDEX(0), *arguments[2:]
+        _copy(context, builder, (target, source), passed, INDEX(0), 1, added=True)
         return context.get_dummy_value()
 
     return types.void(target, first, slot, pitch, source, begin, leap, stride, planes, rows, length), generate

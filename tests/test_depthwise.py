@@ -57,6 +57,8 @@ GUARDED = {
     "stride 2": ((1, 3, 15, 29), (3, 1, 3, 3), {"padding": 1, "groups": 3, "stride": 2}),
     "stride 4": ((1, 3, 15, 29), (3, 1, 3, 5), {"padding": 1, "groups": 3, "stride": 4}),
     "stride 3": ((1, 3, 15, 29), (3, 1, 3, 3), {"padding": 1, "groups": 3, "stride": 3}),
+    "stride 2, read in place": ((1, 32, 35, 9), (32, 1, 3, 3), {"groups": 32, "stride": 2}),
+    "stride 2, a frame staged": ((1, 32, 47, 9), (32, 1, 3, 3), {"padding": 1, "groups": 32, "stride": 2}),
     "dilated": ((1, 3, 15, 13), (3, 1, 3, 3), {"padding": 2, "groups": 3, "dilation": 2}),
     "one row": ((1, 3, 61), (3, 1, 31), {"padding": 15, "groups": 3}),
     "longer than a task": ((1, 2, 2503), (2, 1, 4), {"padding": 3, "groups": 2}),
@@ -137,6 +139,22 @@ def test_layouts_give_the_same_bits(together):
     pixels = np.empty(p.result_shape, np.float32)
     DEPTHWISE.apply(p, np.ascontiguousarray(np.moveaxis(a, 1, -1)), b, pixels)
     np.testing.assert_array_equal(np.moveaxis(pixels, -1, 1), planes)
+
+
+@pytest.mark.parametrize("padding", [0, ((1, 0), (0, 2)), 2])
+@pytest.mark.parametrize("size", [(49, 21), (19, 60), (3, 90)])
+def test_pixels_give_the_same_bits_wherever_they_lie(size, padding):
+    """A strided convolution reads whole pixels in place, those with gaps between channels from scratch memory."""
+    p = ConvProblem.forward(
+        2, (2, *size, 32), (32, 1, 3, 3), padding=padding, groups=32, stride=2, data_format="NHWC", bias=True
+    )
+    a, b, bias, _ = make_operands(p)
+    in_place, apart, in_a_larger_one = (np.empty(p.result_shape, np.float32) for _ in range(3))
+    check(p, a, b, in_place, bias)
+    check(p, np.repeat(a, 2, axis=-1)[..., ::2], b, apart, bias)
+    check(p, np.pad(a, 1)[1:-1, 1:-1, 1:-1, 1:-1], b, in_a_larger_one, bias)
+    np.testing.assert_array_equal(in_place, apart)
+    np.testing.assert_array_equal(in_place, in_a_larger_one)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -79,10 +79,11 @@ def _phases(problem: ConvProblem) -> tuple[Phases, ...]:
 
 def _cut(problem: ConvProblem, phases: Phases) -> Cut:
     """How phases are cut; where vectors hold output channels, each of them counts as a group."""
-    pixels = _parts(problem) > 0
+    parts = _parts(problem)
+    pixels, readable = parts > 0, parts == 1 and problem.dtype == problem.accumulator_dtype
     if pixels:
         phases = replace(phases, groups=phases.groups * phases.out_channels, out_channels=1)
-    return Cut(phases, named_dtype(problem.accumulator_dtype).itemsize, pixels)
+    return Cut(phases, named_dtype(problem.accumulator_dtype).itemsize, pixels, readable=readable)
 
 
 @lru_cache(maxsize=1024)
@@ -122,8 +123,9 @@ class _DepthwisePlan(PiecewisePlan):
     def _run_piece(self, piece: Correlation, cut: Cut, weights: Any, x: Any, y: Any, bias: Any, residual: Any) -> None:
         if self._parts and piece.out_channels > 1:
             y, residual = (_outputs_as_groups(a) for a in (y, residual))
+        strips, table = cut.tables(x.strides, x.itemsize)
         self._kernel(cut.tasks, piece.macs, cut.scratch, x, weights, y, bias, residual, cut.geometry, cut.blocking,
-                     cut.strips, cut.table, self._half, *self._activation)  # fmt: skip
+                     strips, table, self._half, *self._activation)  # fmt: skip
 
 
 def _outputs_as_groups(a: Any) -> Any:

@@ -10,6 +10,7 @@ planes to itself: what a tile reads fills whole lines of L1.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from fastconv.cpu.depthwise_phases import Phases
 from fastconv.cpu.depthwise_tile import HEIGHTS, LONGEST_RUN, STRIP
 from fastconv.cpu.jit import inline
 from fastconv.cpu.microkernel import odd_lines, padded
+from fastconv.cpu.staging import sees_padding
 from fastconv.lowering import Correlation
 from fastconv.remembering import once
 from fastconv.settings import available_cores
@@ -29,18 +31,20 @@ _NEAR = 20 << 10  # bytes: the planes of one group beyond it leave L1, and are r
 _STAGED_PIXELS = 128 << 10  # bytes of pixels staged by a task: a quarter of L2
 _PIXEL = 256  # bytes that a task takes of each pixel of the input; fewer, lest there be no room for _COLUMNS of results
 _COLUMNS = 16
+_WAY = 4096  # bytes of L1 that have sets of their own
+_CROWD = 12  # cache lines of a tile, in one set of 8: more cost as much as staging
 _FEWEST_ROWS = 4  # fewer rows of results are better covered by tiles that lie along the row
 
 #: How a correlation is cut: `blocks` tasks along groups, height and width, of so many `slots` of groups, rows and
-#: columns. A `plane` is what is staged of one (channel, kd); its rows are `row` elements apart, its pixels or elements
-#: `pixel`, the parts of a row `part`. Results in scratch memory begin at `sums` and go on for the next phase of a row
-#: every `sums_phase`, for a group every `sums_slot`, for a row of the tile every `sums_pitch`, for a tile, or a row of
-#: those that lie along it, every `sums_step`; a vector of `bias` follows. `grid` says how many phases there are along
-#: height and width.
+#: columns; `padded` says whether any sees padding. A `plane` is what is staged of one (channel, kd); its rows are
+#: `row` elements apart, its pixels or elements `pixel`, the parts of a row `part`. Results in scratch memory begin at
+#: `sums` and go on for the next phase of a row every `sums_phase`, for a group every `sums_slot`, for a row of the tile
+#: every `sums_pitch`, for a tile, or a row of those that lie along it, every `sums_step`; a vector of `bias` follows.
+#: `grid` says how many phases there are along height and width.
 BLOCKING = np.dtype(
-    [(name, np.int64) for name in ("slots", "rows", "columns", "lanes", "pixels", "along", "plane", "row", "pixel")]
-    + [(name, np.int64) for name in ("part", "sums", "sums_phase", "sums_slot", "sums_pitch", "sums_step", "bias")]
-    + [("blocks", np.int64, (3,)), ("grid", np.int64, (2,))]
+    [(name, np.int64) for name in ("slots", "rows", "columns", "lanes", "pixels", "along", "padded", "plane", "row")]
+    + [(name, np.int64) for name in ("pixel", "part", "sums", "sums_phase", "sums_slot", "sums_pitch", "sums_step")]
+    + [("bias", np.int64), ("blocks", np.int64, (3,)), ("grid", np.int64, (2,))]
 )
 
 
@@ -99,10 +103,15 @@ class Cut:
         Bytes of the accumulator.
     pixels : bool
         Whether vectors hold neighbouring groups, not neighbouring elements of a row.
+    readable : bool
+        Whether what vectors hold may lie in the input as it is staged.
     """
 
-    def __init__(self, correlation: Phases, itemsize: int, pixels: bool) -> None:
+    def __init__(self, correlation: Phases, itemsize: int, pixels: bool, *, readable: bool) -> None:
         self._correlation = c = correlation
+        # Windows of stride 1 overlap so much that what is staged is read often, faster than the input itself.
+        self._readable = readable and math.prod(c.stride[1:]) > 1
+        self.tables = lru_cache(maxsize=8)(self._tables)
         depth, height, width = c.count
         (_, stride, stride_w), (_, dilation, dilation_w) = c.stride, c.dilation
         reach, reach_w = (c.kernel[1] - 1) * dilation + 1, (c.kernel[2] - 1) * dilation_w + 1
@@ -181,7 +190,7 @@ class Cut:
             self._runs.append(runs)
         block = self.blocking = np.zeros(1, BLOCKING)
         block["slots"], block["rows"], block["columns"], block["blocks"] = together, rows, columns, blocks
-        block["lanes"], block["pixels"], block["along"] = lanes, pixels, along
+        block["lanes"], block["pixels"], block["along"], block["padded"] = lanes, pixels, along, sees_padding(c)
         block["plane"], block["row"], block["pixel"], block["part"] = plane(rows), row, pixel, part
         block["sums"], block["sums_slot"], block["sums_phase"] = staged, sums, together * sums
         block["grid"], block["bias"] = c.grid, staged + c.grid[1] * together * sums
@@ -204,11 +213,33 @@ class Cut:
         """That of the correlation, as kernels receive it."""
         return self._correlation.geometry
 
-    @once
-    def table(self) -> np.ndarray[Any, Any]:
+    def _tables(self, strides: tuple[int, ...], itemsize: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """The strips of all phases, and the table of their runs; where pixels can be read in place, of that too."""
+        c, block = self._correlation, self.blocking[0]
+        staged = self._table(block["plane"], block["row"], block["part"], block["pixel"])
+        lanes = int(block["lanes"])
+        steps, odd = zip(*(divmod(stride, itemsize) for stride in strides[3:]), strict=True)
+        tile = [stride * step for stride, step in zip(c.stride[1:], steps[1:], strict=True)]
+        if not self._readable or strides[1] != itemsize or any(odd) or self._crowded(strides):
+            return self.strips, staged
+        strips = np.concatenate([self.strips, self.strips])
+        strips["step"][1], strips["first"][1] = lanes, len(staged) // 2
+        strips["slot"][1], strips["pitch"][1] = tile if block["along"] else reversed(tile)
+        for what in ("weights", "biases"):
+            strips[f"tile_{what}"][1], strips[f"group_{what}"][1] = strips[f"group_{what}"][1], 0
+        lines = self._table(c.dilation[0] * steps[0], steps[1], steps[1], steps[2])
+        return strips, np.concatenate([staged, lines])
+
+    def _crowded(self, strides: tuple[int, ...]) -> bool:
+        """Whether a column of pixels that a tile reads of an input of those strides is too much for some sets of L1."""
+        c, axis = self._correlation, 2 if self.blocking[0]["along"] else 1
+        rows = (int(self.strips["height"][0]) - 1) * c.stride[axis] + (c.kernel[axis] - 1) * c.dilation[axis] + 1
+        return bool(np.bincount(np.arange(rows) * strides[3 + axis] % _WAY // _PIXEL).max() > _CROWD)
+
+    def _table(self, plane: int, row: int, part: int, pixel: int) -> np.ndarray[Any, Any]:
         """For each run of each phase, where it begins in a slot, and where its first weight is."""
         c, block = self._correlation, self.blocking[0]
-        parts, unit = block["row"] // block["part"], block["lanes"] if block["pixels"] else 1
+        parts, unit = row // part, block["lanes"] if block["pixels"] else 1
         found = []
         for phase, runs in zip(c.phases, self._runs, strict=True):
             _, height, width = phase.kernel
@@ -216,12 +247,12 @@ class Cut:
                 np.arange(phase.kernel[axis]) * phase.dilation[axis] + c.offset[axis] - phase.offset[axis]
                 for axis in (1, 2)
             )
-            places = rows[:, None] * block["row"] + columns % parts * block["part"] + columns // parts * block["pixel"]
+            places = rows[:, None] * row + columns % parts * part + columns // parts * pixel
             weights = np.arange(height * width).reshape(height, width)
             if self._turned:
                 places, weights = places.T, weights.T
             found += [
-                (places[first] + self._places * block["plane"], (weights[first] + self._planes * weights.size) * unit)
+                (places[first] + self._places * plane, (weights[first] + self._planes * weights.size) * unit)
                 for first in (of_length[:, 0] for of_length in runs)
             ]
         return np.concatenate([np.stack(pair, axis=-1).ravel() for pair in found])

@@ -50,13 +50,13 @@ HEIGHTS = (7, 8)
 
 #: The numbers of a strip that stay the same throughout a correlation. Staged input, in elements: `slot` leads from
 #: group to group (or from vector of groups to vector of groups), `pitch` from row to row of a tile, `step` from tile to
-#: tile. Weights and bias: those of the next group are `group_weights` and `group_biases` further on, the next tap of a
-#: run is `apart`. `runs` says how many runs there are of three, two and one taps, from number `first` of the table on;
-#: `height` how many rows a tile has. Of the weights of a group the correlation's begin at `weights`, with `taps` for
-#: each output.
+#: tile. Weights and bias: those of the next group are `group_weights` and `group_biases` further on, those of the next
+#: tile `tile_weights` and `tile_biases` (0, unless tiles are groups); the next tap of a run is `apart`. `runs` says how
+#: many runs there are of three, two and one taps, from number `first` of the table on; `height` how many rows a tile
+#: has. Of the weights of a group the correlation's begin at `weights`, with `taps` for each output.
 STRIP = np.dtype(
-    [(name, np.int64) for name in ("slot", "pitch", "step", "group_weights", "group_biases", "apart", "height")]
-    + [(name, np.int64) for name in ("first", "weights", "taps")]
+    [(name, np.int64) for name in ("slot", "pitch", "step", "group_weights", "group_biases", "tile_weights")]
+    + [(name, np.int64) for name in ("tile_biases", "apart", "height", "first", "weights", "taps")]
     + [("runs", np.int64, (LONGEST_RUN,))]
 )
 
@@ -108,18 +108,24 @@ def _define_strip(module: ir.Module, number: ir.Type, height: int, parts: int) -
     sums = [cgutils.alloca_once(builder, vector) for _ in range(height)]  # LLVM keeps these in registers
     ordered = builder.icmp_signed if isinstance(number, ir.IntType) else builder.fcmp_ordered
     pitch, apart, counts = field("pitch"), field("apart"), [field("runs", k) for k in range(LONGEST_RUN)]
+    begin = field("first")
+    leaps = [
+        tuple(map(field, pair))
+        for pair in (("slot", "step"), ("group_weights", "tile_weights"), ("group_biases", "tile_biases"))
+    ]
 
     with counted(builder, INDEX(0), groups) as group, counted(builder, INDEX(0), tiles) as tile:
-        at = builder.add(builder.mul(group, field("slot")), builder.mul(tile, field("step")))
-        base = moved(builder, staged, at, number)
+        base, taps_of_group, start = (
+            moved(builder, memory, builder.add(builder.mul(group, far), builder.mul(tile, near)), number)
+            for memory, (far, near) in zip((staged, weights, biases), leaps, strict=True)
+        )
         to = moved(builder, out, builder.add(builder.mul(group, out_slot), builder.mul(tile, out_step)), BYTE)
-        taps_of_group = moved(builder, weights, builder.mul(group, field("group_weights")), number)
-        start = weight(moved(builder, biases, builder.mul(group, field("group_biases")), number))
+        start = weight(start)
         if parts > 1:
             start = permuted(start, by_number(lanes, parts))
         for total in sums:
             builder.store(start, total)
-        first = field("first")  # run of its length
+        first = begin  # run of its length
         for taps, count in zip(range(LONGEST_RUN, 0, -1), counts, strict=True):
             count = builder.udiv(count, INDEX(max(parts, 1)))  # those of each input channel of a group
             for part in range(max(parts, 1)):
@@ -162,7 +168,7 @@ def convolve_strip(  # type: ignore[no-untyped-def]
 
     Row r of tile j of group g goes ``begin + g * out_slot + r * out_pitch + j * out_step`` bytes into `out`, and reads
     ``staged[at + g * slot + offset + r * pitch + j * step:]``; ``strips[strip]`` is a :data:`STRIP`. `table` holds
-    the offset of each run and where its first tap is, counted from ``weights[tap + g * group_weights:]`` on. If
+    the offset of each run and where its first tap is, counted from the weights of that tile of that group on. If
     `clipped`, `bounds` holds the two limits. Weights and biases are numbers to be broadcast; or, if `weights` has three
     axes, vectors, as :func:`parts_of` says, for groups whose inputs are staged in the order of :func:`by_number`.
     """

@@ -207,8 +207,8 @@ def _from_pixels(  # type: ignore[no-untyped-def]
                 known = place
                 scratch[: block.copied] = 0
             stage_pixels(
-                x, n, s_first, slots, d, h * geo.stride[1] - geo.offset[1], w * geo.stride[2] - geo.offset[2],
-                (rows - 1) * geo.stride[1] + (geo.kernel[1] - 1) * geo.dilation[1] + 1,
+                x, n, s_first, slots, d, h * geo.stride[1] - geo.offset[1], w * geo.stride[2] - geo.offset[2], 0,
+                (rows - 1) * geo.stride[1] + (geo.kernel[1] - 1) * geo.dilation[1] + 1, 0,
                 (columns - 1) * geo.stride[2] + (geo.kernel[2] - 1) * geo.dilation[2] + 1,
                 geo, block, slot, half, tiles, scratch,
             )  # fmt: skip

@@ -216,8 +216,11 @@ def test_the_operator_refuses_a_size_that_does_not_follow(size):
         )
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dynamic", [False, True])
+# Torch's algebra of sizes left open takes 20 s for three axes, which take the same way as two.
+@pytest.mark.parametrize(
+    ("name", "dynamic"),
+    [(name, dynamic) for name in NAMES for dynamic in (False, True) if not (dynamic and "3d" in name)],
+)
 def test_compiled_without_a_graph_break(name, dynamic):
     torch.compiler.reset()
     ours, torchs = both(name)

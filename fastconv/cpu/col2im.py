@@ -352,7 +352,7 @@ class Col2im(CpuAlgorithm):
     name = "col2im"
     running = CostModel(
         _work,
-        {"product": 2.2e-11, "weight": 4.7e-10, "packed": 1.1e-10, "folded": 1.4e-10, "row": 4.5e-9, "result": 5.2e-10,
+        {"product": 2.2e-11, "weight": 4.7e-10, "packed": 1.1e-10, "folded": 1.4e-10, "row": 2e-9, "result": 5.2e-10,
          "scattered": 1.3e-10, "task": 1.2e-6, "call": 1.35e-5},
     )  # fmt: skip
     packing = CostModel(_packing, {"gathered": 2.5e-9, "call": 1.9e-5})

@@ -143,3 +143,24 @@ def scatter_block(typing_context, source, at, pitch, target, target_at, places, 
         return context.get_dummy_value()
 
     return signature, generate
+
+
+@intrinsic
+def gather_vector(typing_context, source, at, pitch, target, target_at):  # type: ignore[no-untyped-def]
+    """``target[i] = source[i * pitch]`` for i below the number of elements in a vector."""
+    from numba import types
+
+    signature = types.void(source, at, pitch, target, target_at)
+    lanes = vector_bytes() // np.dtype(str(source.dtype)).itemsize
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        number, address = context.get_value_type(source.dtype), addresses(context, builder, signature, arguments)
+        begin, value = address(0, arguments[1]), ir.Constant(ir.VectorType(number, lanes), ir.Undefined)
+        for i in range(lanes):
+            element = builder.load(moved(builder, begin, builder.mul(arguments[2], INDEX(i)), number), typ=number)
+            value = builder.insert_element(value, element, LANE(i))
+        to = builder.bitcast(address(3, arguments[4]), value.type.as_pointer())
+        builder.store(value, to, align=itemsize(number))
+        return context.get_dummy_value()
+
+    return signature, generate

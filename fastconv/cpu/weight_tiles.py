@@ -6,7 +6,8 @@ All pieces of a problem are arranged in one pass that reads the weight once, in 
 * inputs side by side (OHWI; 1 x 1; and OIHW, whose inputs and taps make one run): squares of outputs by inputs are
   transposed in registers;
 * the taps of an output and an input side by side (IOHW, as transposed convolutions have it, and kernels that are
-  flipped): squares of outputs by taps are transposed, and each row goes to the piece that has the tap.
+  flipped): squares of outputs by taps are transposed, and each row goes to the piece that has the tap; taps too few
+  for a square are gathered.
 
 Bytes bound it, and most of these runs are too short for the prefetching of a CPU: the code prefetches the next ones.
 """
@@ -27,7 +28,7 @@ from fastconv.arrays import named_dtype
 from fastconv.cpu.copying import copy_planes, prefetch
 from fastconv.cpu.jit import TaskKernel, array, inline, integer
 from fastconv.cpu.microkernel import TILE_VECTORS
-from fastconv.cpu.transpose import scatter_block, transpose_block
+from fastconv.cpu.transpose import gather_vector, scatter_block, transpose_block
 from fastconv.lowering import lower
 from fastconv.machine import vector_bytes
 from fastconv.problem import ConvProblem
@@ -61,13 +62,17 @@ def arrange(w, g, o_first, here, first, last, table, lanes, tiles, lines):  # ty
                 for i in range(0, here * step_o, 64 // itemsize):  # cache lines
                     prefetch(w, begin + _AHEAD * step_c + i)
                 for t in range(0, volume, lanes):
+                    few = volume - t < lanes // 2  # taps: with 8 lanes one is left of 9, of 25 and of 49
                     for o in range(0, width, lanes):
                         at = begin + o * step_o + t
-                        if o < whole and at + (lanes - 1) * step_o + lanes <= end:
+                        if not few and o < whole and at + (lanes - 1) * step_o + lanes <= end:
                             scatter_block(w, at, step_o, tiles, o, table, t, width, line)
                             continue
                         for j in range(t, min(t + lanes, volume)):
                             to = table[j, _BASE] + table[j, _PLACE] * width + table[j, _STEP] * line
+                            if o < whole:
+                                gather_vector(w, at + j - t, step_o, tiles, to + o)
+                                continue
                             for i in range(o, o + lanes):
                                 tiles[to + i] = w[g, o_first + i, c, j] if i < here else 0
             continue

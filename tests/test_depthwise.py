@@ -177,6 +177,21 @@ def test_what_does_not_fit_the_cache_is_declined():
     assert "complex64" in DEPTHWISE.why_not(p)
 
 
+@pytest.mark.parametrize("rows", [1, 7, 8])
+@pytest.mark.parametrize("columns", [1, 2, 3, 5, 7, 15])
+def test_vectors_past_short_rows_touch_nothing_else(rows, columns):
+    """Of a result within a larger array, and of one that ends where a page does, whatever is written past its rows."""
+    p = ConvProblem.forward(2, (2, 40, rows, columns), (40, 1, 3, 3), padding=1, groups=40, bias=True)
+    a, b, bias, _ = make_operands(p)
+    guarded = Guarded().place(np.full((4, *p.result_shape[1:]), 7, np.float32), True)
+    check(p, a, b, guarded[1:3], bias)
+    assert (guarded[::3] == 7).all()
+    check(p, a, b, guarded[2:], bias)
+    wide = np.full((2, 40, rows + 1, columns), 7, np.float32)
+    check(p, a, b, wide[:, :, :rows], bias)
+    assert (wide[:, :, rows] == 7).all()
+
+
 # -- other widths -----------------------------------------------------------------------------------------------------
 
 

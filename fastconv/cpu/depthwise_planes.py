@@ -91,6 +91,10 @@ def convolve_planes(  # type: ignore[no-untyped-def]
                 geo, block, strips[0].slot, half, scratch,
             )  # fmt: skip
         tiles = (columns + span - 1) // span
+        # What a vector writes past a short row is overwritten by the next row, or the next plane of the task, if that
+        # is where they begin and planes are no shorter.
+        followed = in_place and not block.along and columns < lanes <= rows * columns and geo.out_channels == high == 1
+        followed = followed and y.strides[4] == columns * size and y.strides[1] == rows * y.strides[4]
         corner = n * y.strides[0] + g_first * y.strides[1] + d * y.strides[3] + w * wide * y.strides[5]
         ends = min((w + columns) * wide, y.shape[5])
         for o in range(geo.out_channels):
@@ -106,23 +110,27 @@ def convolve_planes(  # type: ignore[no-untyped-def]
                     for r in range(0, here, tall):
                         to, staged = begin + r * y_row, r * geo.stride[1] * block.row
                         direct = columns // span if in_place and r + tall <= here else 0  # tiles of whole vectors
-                        if direct > 0:
+                        done = groups - 1 if followed and here == tall else 0
+                        if direct > 0 or done > 0:
                             convolve_strip(
-                                y, to, y.strides[1], y_pitch, span * size, scratch, staged, groups, direct, strips,
-                                strip, table, weights, tap, bias, bias_at, parameters, clipped,
+                                y, to, y.strides[1], y_pitch, span * size, scratch, staged,
+                                groups if direct > 0 else done, max(direct, 1), strips, strip, table, weights, tap,
+                                bias, bias_at, parameters, clipped,
                             )  # fmt: skip
                         if direct < tiles:
                             sums = block.sums + j * block.sums_phase + r * line + direct * span
                             convolve_strip(
                                 scratch, sums * size, block.sums_slot * size, block.sums_pitch * size, span * size,
-                                scratch, staged + direct * strips[0].step, groups, tiles - direct, strips, strip, table,
-                                weights, tap, bias, bias_at, parameters, clipped,
+                                scratch, staged + direct * strips[0].step + done * strips[0].slot, groups - done,
+                                tiles - direct, strips, strip, table, weights, tap + done * strips[0].group_weights,
+                                bias, bias_at + done * strips[0].group_biases, parameters, clipped,
                             )  # fmt: skip
                             if in_vectors:
                                 convert_planes(
-                                    y, to // y.itemsize + direct * span, y.strides[1] // y.itemsize,
-                                    y_row // y.itemsize, scratch, sums * size, block.sums_slot * size, line * size,
-                                    groups, min(tall, here - r), columns - direct * span, half,
+                                    y, (to + done * y.strides[1]) // y.itemsize + direct * span,
+                                    y.strides[1] // y.itemsize, y_row // y.itemsize, scratch, sums * size,
+                                    block.sums_slot * size, line * size, groups - done, min(tall, here - r),
+                                    columns - direct * span, half,
                                 )  # fmt: skip
                 if woven:
                     weave_planes(

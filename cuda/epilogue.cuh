@@ -14,17 +14,23 @@ struct Epilogue {
 // The order of Activation.KINDS in fastconv/problem.py.
 enum ActivationKind { NONE, CLIP, LEAKY_RELU, SIGMOID, TANH, SILU, GELU };
 
-template <class T>
-__device__ inline T activate(T v, const Epilogue& e) {
+template <class T, int N, class F>
+__device__ inline void replace(Vector<T, N>& v, const F& f) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) v.lane[i] = f(v.lane[i]);
+}
+
+// Ask once for all of a vector which activation it is.
+template <class T, int N>
+__device__ inline void activate(Vector<T, N>& v, const Epilogue& e) {
     const T a = (T)e.a, b = (T)e.b;
     switch (e.activation) {
-        case CLIP: return v < a ? a : v > b ? b : v;  // in this form NaN goes through
-        case LEAKY_RELU: return v < 0 ? a * v : v;
-        case SIGMOID: return 1 / (1 + exp(-v));
-        case TANH: return tanh(v);
-        case SILU: return v / (1 + exp(-v));
-        case GELU: return v * (T)0.5 * erfc(v * (T)-0.70710678118654752440);
-        default: return v;
+        case CLIP: return replace(v, [=](T x) { return x < a ? a : x > b ? b : x; });  // in this form NaN goes through
+        case LEAKY_RELU: return replace(v, [=](T x) { return x < 0 ? a * x : x; });
+        case SIGMOID: return replace(v, [](T x) { return 1 / (1 + exp(-x)); });
+        case TANH: return replace(v, [](T x) { return tanh(x); });
+        case SILU: return replace(v, [](T x) { return x / (1 + exp(-x)); });
+        case GELU: return replace(v, [](T x) { return x * (T)0.5 * erfc(x * (T)-0.70710678118654752440); });
     }
 }
 
@@ -34,22 +40,65 @@ __device__ inline int64 saturate(double bound) {
     return bound >= 9223372036854775808.0 ? most : bound < -9223372036854775808.0 ? -most - 1 : (int64)bound;
 }
 
-__device__ inline int64 activate(int64 v, const Epilogue& e) {
-    if (e.activation != CLIP) return v;
+template <int N>
+__device__ inline void activate(Vector<int64, N>& v, const Epilogue& e) {
+    if (e.activation != CLIP) return;
     const int64 a = saturate(e.a), b = saturate(e.b);
-    return v < a ? a : v > b ? b : v;
+    replace(v, [=](int64 x) { return x < a ? a : x > b ? b : x; });
 }
 
-__device__ inline int activate(int v, const Epilogue& e) { return (int)activate((int64)v, e); }
-
-template <class T>
-__device__ inline Complex<T> activate(Complex<T> v, const Epilogue&) {
-    return v;
+template <int N>
+__device__ inline void activate(Vector<int, N>& v, const Epilogue& e) {
+    if (e.activation != CLIP) return;
+    const int64 a = saturate(e.a), b = saturate(e.b);
+    replace(v, [=](int x) { return x < a ? (int)a : x > b ? (int)b : x; });
 }
 
-// Finish the sum of one output and write it. `channel` counts through all groups.
+template <class T, int N>
+__device__ inline void activate(Vector<Complex<T>, N>&, const Epilogue&) {}
+
+// Finish N sums whose outputs lie together and write them at once: neighbouring channels from `channel` on, which counts
+// through all groups, or neighbouring positions of that one. The residual lies as the outputs do; they, and along channels
+// the bias, begin at a multiple of such a vector.
+template <int N>
+__device__ inline void finish(const Epilogue& e, Vector<ACCUMULATOR, N> sums, long long channel, bool along_channels,
+                              long long residual_at, RESULT* to) {
+    if (e.bias) {
+        Vector<ACCUMULATOR, N> bias;
+        if (along_channels)
+            bias = *reinterpret_cast<const Vector<ACCUMULATOR, N>*>(e.bias + channel);
+        else
+#pragma unroll
+            for (int i = 0; i < N; ++i) bias.lane[i] = e.bias[channel];
+#pragma unroll
+        for (int i = 0; i < N; ++i) sums.lane[i] = add(sums.lane[i], bias.lane[i]);
+    }
+    if (e.residual.data) {
+        const auto residual = *reinterpret_cast<const Vector<RESULT, N>*>(e.residual.data + residual_at);
+#pragma unroll
+        for (int i = 0; i < N; ++i) sums.lane[i] = add(sums.lane[i], load(residual.lane[i]));
+    }
+    activate(sums, e);
+    Vector<RESULT, N> results;
+#pragma unroll
+    for (int i = 0; i < N; ++i) store(results.lane[i], sums.lane[i]);
+    *reinterpret_cast<Vector<RESULT, N>*>(to) = results;
+}
+
 __device__ inline void finish(const Epilogue& e, ACCUMULATOR sum, long long channel, long long residual_at, RESULT& to) {
-    if (e.bias) sum = add(sum, e.bias[channel]);
-    if (e.residual.data) sum = add(sum, load(e.residual.data[residual_at]));
-    store(to, activate(sum, e));
+    finish(e, Vector<ACCUMULATOR, 1>{sum}, channel, true, residual_at, &to);
+}
+
+// N neighbouring sums from shared memory, 16 bytes at a time; those from `lane` on begin at `at(lane)`.
+template <int N, class At>
+__device__ inline Vector<ACCUMULATOR, N> read_sums(const ACCUMULATOR* band, const At& at) {
+    constexpr int READ = N * sizeof(ACCUMULATOR) < 16 ? N : 16 / sizeof(ACCUMULATOR);
+    Vector<ACCUMULATOR, N> sums;
+#pragma unroll
+    for (int lane = 0; lane < N; lane += READ) {
+        const auto read = *reinterpret_cast<const Vector<ACCUMULATOR, READ>*>(band + at(lane));
+#pragma unroll
+        for (int i = 0; i < READ; ++i) sums.lane[lane + i] = read.lane[i];
+    }
+    return sums;
 }

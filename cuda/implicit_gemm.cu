@@ -217,15 +217,25 @@ __device__ inline void compute(const ImplicitGemm& p, int product, const Columns
 
 // -- results ---------------------------------------------------------------------------------------------------------
 
-// The outputs pass through the memory of the stages in bands, 16 rows of every warp, so that neighbouring threads write
-// neighbouring elements. 8 columns more put a quarter warp's pairs, 4 of each of two rows, into different banks.
-constexpr int BAND = WARP_ROWS * 16;
+// The outputs pass through the memory of the stages in bands, 16 rows of every warp. A warp's sums are pairs of columns in
+// 8 rows; what it writes are vectors of 16 bytes, neighbouring threads neighbouring ones, along channels or along
+// positions. So a band has lines of channels or of positions, and whoever writes a vector reads it as one.
+//
+// Banks: lines of channels are 8 longer than they need be, which puts the pairs of a half warp, 4 in each of 4 rows, into
+// different ones; lines of positions are 4 longer, which does it for a warp's elements, 8 in each of 4 lines. Results of 2
+// bytes are read as two quarters of 16 bytes each, by 8 threads 32 bytes apart: of channels the second four threads would
+// meet the first ones, so behind every 32 channels neighbouring quarters change places.
+constexpr int BAND = WARP_ROWS * 16, ROW_LINE = TILE_CHANNELS + 8, COLUMN_LINE = BAND + 4, QUARTER = 4;
+constexpr int BAND_ELEMENTS = BAND * ROW_LINE > TILE_CHANNELS * COLUMN_LINE ? BAND * ROW_LINE : TILE_CHANNELS * COLUMN_LINE;
 
 struct Results {
-    ACCUMULATOR band[BAND][TILE_CHANNELS + 8];
+    ACCUMULATOR band[BAND_ELEMENTS];
     long long at[BAND], residual_at[BAND];  // what column 0 of each row writes, in y or among the parts, and adds
     int column[BAND];                       // the first of the row's own group
 };
+
+__device__ inline int in_row(int row, int column) { return row * ROW_LINE + (column ^ (column / 32 % 2 * QUARTER)); }
+__device__ inline int in_column(int row, int column) { return column * COLUMN_LINE + row; }
 
 // The row of the tile that row `row` of band `band` is.
 __device__ inline int tile_row(int band, int row) { return row / 16 * WARP_POSITIONS + band * 16 + row % 16; }
@@ -268,7 +278,8 @@ __device__ inline void place_row(const ImplicitGemm& p, const Block& block, int 
         const long long targets = q.count[0] * q.count[1] * q.count[2];
         const long long target = (t.d * q.count[1] + t.h) * q.count[2] + t.w;
         const long long number = p.images_fastest ? target * images + t.n : t.n * targets + target;
-        results.at[row] = ((block.split * groups + group) * images * targets + number) * outputs - column;
+        const long long part = (block.split * groups + group) * images * targets * outputs;
+        results.at[row] = part + (p.channels_fastest ? number * outputs - column : number - column * images * targets);
     } else {
         results.at[row] = p.y.offset(t.n, group, -column, t.d, t.h, t.w);
     }
@@ -276,41 +287,92 @@ __device__ inline void place_row(const ImplicitGemm& p, const Block& block, int 
     results.column[row] = (int)column;
 }
 
-__device__ inline void write_band(const ImplicitGemm& p, const Block& block, int band, const Results& results) {
-    const Geometry& q = p.geometry;
+// Sum anew what is not finite: it may be so by another group's channels.
+__device__ inline void mend_band(const ImplicitGemm& p, const Block& block, int band, Results& results) {
+#pragma unroll 1
     for (int i = threadIdx.x; i < BAND * TILE_CHANNELS; i += THREADS) {
-        const int row = p.channels_fastest ? i / TILE_CHANNELS : i % BAND;
-        const int column = p.channels_fastest ? i % TILE_CHANNELS : i / BAND;
+        const int row = i / TILE_CHANNELS, column = i % TILE_CHANNELS, position = tile_row(band, row);
         const long long o = block.channel + column;
-        const int position = tile_row(band, row);
-        if (position >= block.left || o >= q.out_channels) continue;
-        if (GROUPED == GROUPED_RESULTS && !below(column - results.column[row], p.group_outputs)) continue;
-        ACCUMULATOR sum = results.band[row][column];
-        if (GROUPED == GROUPED_SUMS && sum - sum != 0) sum = sum_of_group(p, block, position, o);
-        if (p.partial)
-            p.partial[results.at[row] + o] = sum;
-        else
-            finish(p.epilogue, sum, block.group * q.out_channels + o,
-                   results.residual_at[row] + o * p.epilogue.residual.stride[2],
-                   p.y.data[results.at[row] + o * p.y.stride[2]]);
+        ACCUMULATOR& sum = results.band[p.channels_fastest ? in_row(row, column) : in_column(row, column)];
+        if (position < block.left && o < p.geometry.out_channels && sum - sum != 0)
+            sum = sum_of_group(p, block, position, o);
     }
 }
 
-__device__ inline void write_results(const ImplicitGemm& p, const Block& block, const Sums& sums, Results& results) {
-    const int lane = threadIdx.x % 32;
+// Give `put` the band's sums in vectors of N, each with its first row and channel.
+template <int N, class Put>
+__device__ inline void write_band(const ImplicitGemm& p, const Block& block, int band, const Results& results,
+                                  const Put& put) {
+    const Geometry& q = p.geometry;
 #pragma unroll 1  // the epilogue is long
-    for (int band = 0; band < ROWS; ++band) {
-        const int row = warp_row() / WARP_POSITIONS * 16 + lane / 4, column = warp_column() + lane % 4 * 2;
+    for (int i = threadIdx.x * N; i < BAND * TILE_CHANNELS; i += THREADS * N) {
+        const int row = p.channels_fastest ? i / TILE_CHANNELS : i % BAND;
+        const int column = p.channels_fastest ? i % TILE_CHANNELS : i / BAND;
+        const long long o = block.channel + column;
+        if (tile_row(band, row) >= block.left || o >= q.out_channels) continue;
+        if (GROUPED == GROUPED_RESULTS && !below(column - results.column[row], p.group_outputs)) continue;
+        const auto at = [&](int lane) {
+            return p.channels_fastest ? in_row(row, column + lane) : in_column(row + lane, column);
+        };
+        put(read_sums<N>(results.band, at), row, o);
+    }
+}
+
+template <int N>
+__device__ inline void write_parts(const ImplicitGemm& p, const Block& block, int band, const Results& results) {
+    const long long line = (GROUPED == GROUPED_RESULTS ? p.group_channels.value : p.geometry.batch) *
+                           p.geometry.count[0] * p.geometry.count[1] * p.geometry.count[2];
+    write_band<N>(p, block, band, results, [&](const Vector<ACCUMULATOR, N>& sums, int row, long long o) {
+        ACCUMULATOR* to = p.partial + results.at[row] + o * (p.channels_fastest ? 1 : line);
+        *reinterpret_cast<Vector<ACCUMULATOR, N>*>(to) = sums;
+    });
+}
+
+template <int N>
+__device__ inline void write_finished(const ImplicitGemm& p, const Block& block, int band, const Results& results) {
+    write_band<N>(p, block, band, results, [&](const Vector<ACCUMULATOR, N>& sums, int row, long long o) {
+        finish(p.epilogue, sums, block.group * p.geometry.out_channels + o, p.channels_fastest,
+               results.residual_at[row] + o * p.epilogue.residual.stride[2],
+               p.y.data + results.at[row] + o * p.y.stride[2]);
+    });
+}
+
+// Band `band` of the warp's sums, into shared memory.
+__device__ inline void put_band(const ImplicitGemm& p, int band, const Sums& sums, Results& results) {
+    const int lane = threadIdx.x % 32;
+    const int row = warp_row() / WARP_POSITIONS * 16 + lane / 4, column = warp_column() + lane % 4 * 2;
 #pragma unroll
-        for (int its = 0; its < ROWS; ++its)  // registers have no index
+    for (int its = 0; its < ROWS; ++its)  // registers have no index
+        if (its == band)
 #pragma unroll
             for (int j = 0; j < COLUMNS; ++j)
 #pragma unroll
-                for (int i = 0; i < 4; ++i)
-                    if (its == band) results.band[row + i / 2 * 8][column + j * 8 + i % 2] = sums[its][j][i];
+                for (int i = 0; i < 4; i += 2) {
+                    const int r = row + i * 4, c = column + j * 8;
+                    const Vector<ACCUMULATOR, 2> pair{sums[its][j][i], sums[its][j][i + 1]};
+                    if (p.channels_fastest) {
+                        *reinterpret_cast<Vector<ACCUMULATOR, 2>*>(&results.band[in_row(r, c)]) = pair;
+                    } else {
+                        results.band[in_column(r, c)] = pair.lane[0];
+                        results.band[in_column(r, c + 1)] = pair.lane[1];
+                    }
+                }
+}
+
+__device__ inline void write_results(const ImplicitGemm& p, const Block& block, const Sums& sums, Results& results) {
+#pragma unroll 1
+    for (int band = 0; band < ROWS; ++band) {
+        put_band(p, band, sums, results);
         if (threadIdx.x < BAND) place_row(p, block, tile_row(band, threadIdx.x), threadIdx.x, results);
         __syncthreads();
-        write_band(p, block, band, results);
+        if (GROUPED == GROUPED_SUMS) {
+            mend_band(p, block, band, results);
+            __syncthreads();
+        }
+        if (p.partial)
+            p.vectors ? write_parts<PARTIAL_VECTOR>(p, block, band, results) : write_parts<1>(p, block, band, results);
+        else
+            p.vectors ? write_finished<RESULT_VECTOR>(p, block, band, results) : write_finished<1>(p, block, band, results);
         __syncthreads();
     }
 }
@@ -380,5 +442,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS) implicit_
     }
     wait_for_copies<0>();
     __syncthreads();
-    write_results(p, block, sums, *reinterpret_cast<Results*>(dynamic_shared));
+    // Two parts of each operand leave no registers to keep the block's place in: it is found again.
+    write_results(p, SPLIT ? this_block(p) : block, sums, *reinterpret_cast<Results*>(dynamic_shared));
 }

@@ -16,6 +16,11 @@ struct ImplicitGemm {
     Epilogue epilogue;
     long long channels_fastest;  // neighbouring threads write neighbouring channels, not positions
     long long images_fastest;    // neighbouring positions are those of neighbouring images
+    long long vectors;           // what is written, and the residual, lies together and aligned in vectors of that direction
     long long splits;
-    ACCUMULATOR* partial;  // (splits, G, positions, O); null where one block has the whole sum
+    // (splits, G, positions, O), or with positions fastest (splits, G, O, positions); null where one block has the whole sum.
+    ACCUMULATOR* partial;
 };
+
+// Elements of a vector: 16 bytes of results; of shared sums, 16 bytes of the parts.
+constexpr int RESULT_VECTOR = 16 / sizeof(RESULT), PARTIAL_VECTOR = 16 / sizeof(ACCUMULATOR);

@@ -17,7 +17,7 @@ struct ImplicitGemmHopper {
     Geometry geometry;
     Epilogue epilogue;
     long long axes;     // of x, as its map has them
-    long long vectors;  // VECTOR neighbouring channels of y lie together, aligned
+    long long vectors;  // VECTOR neighbouring channels of y, the residual and the bias lie together, aligned
     long long unused[5];  // up to a multiple of what TensorMap is aligned to
 };
 
@@ -33,14 +33,18 @@ constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
 constexpr int STEP_CHANNELS = SWIZZLED_ROW_BYTES / sizeof(STORAGE);
 constexpr int X_BYTES = TILE_POSITIONS * SWIZZLED_ROW_BYTES, W_BYTES = TILE_CHANNELS * SWIZZLED_ROW_BYTES;
 
-// Outputs pass through shared memory in bands of 16 rows and 32 columns of a warp, so that neighbouring threads write
-// neighbouring elements. 8 columns more put the pairs of a half warp, 4 in each of 4 rows, into different banks.
-constexpr int BAND = 32, VECTOR = 4;
+// Outputs pass through shared memory in bands of 16 rows and 32 columns of a warp, from where neighbouring threads write
+// neighbouring vectors. 8 columns more put the pairs of a half warp, 4 in each of 4 rows, into different banks. Vectors of
+// 2-byte results are read as two quarters of 16 bytes each, by 8 threads in two rows: as neighbouring quarters of every
+// second row change places, these do not meet.
+constexpr int BAND = 32, VECTOR = 16 / sizeof(RESULT), ROW = BAND + 8, QUARTER = 4;
 
 struct Band {
-    ACCUMULATOR sum[16][BAND + 8];
+    ACCUMULATOR sum[16 * ROW];
     long long y_at[16], residual_at[16];  // what channel 0 of each row writes and adds
 };
+
+__device__ inline int in_band(int row, int column) { return row * ROW + (column ^ (row % 2 * QUARTER)); }
 
 struct Shared {
     unsigned char stage[STAGES][X_BYTES + W_BYTES];
@@ -163,24 +167,16 @@ __device__ inline void find_rows(const ImplicitGemmHopper& p, const Tile& tile, 
     band.residual_at[lane] = p.epilogue.residual.offset(t.n, 0, 0, t.d, t.h, t.w);
 }
 
+template <int N>
 __device__ inline void write_band(const ImplicitGemmHopper& p, const Tile& tile, int row, int channel, const Band& band) {
-    const long long left = p.geometry.out_channels;
 #pragma unroll 1  // the epilogue is long
-    for (int i = threadIdx.x % 32; i < 16 * BAND / VECTOR; i += 32) {
-        const int r = i / (BAND / VECTOR), column = i % (BAND / VECTOR) * VECTOR;
+    for (int i = threadIdx.x % 32 * N; i < 16 * BAND; i += 32 * N) {
+        const int r = i / BAND, column = i % BAND;
         const long long o = channel + column;
-        if (row + r >= tile.left || o >= left) continue;
-        RESULT* to = p.y.data + band.y_at[r] + o * p.y.stride[2];
-        const auto sums = *reinterpret_cast<const Vector<ACCUMULATOR, VECTOR>*>(&band.sum[r][column]);
-        Vector<RESULT, VECTOR> results;
-#pragma unroll
-        for (int v = 0; v < VECTOR; ++v)
-            if (o + v < left) {
-                finish(p.epilogue, sums.lane[v], o + v, band.residual_at[r] + (o + v) * p.epilogue.residual.stride[2],
-                       results.lane[v]);
-                if (!p.vectors) to[v * p.y.stride[2]] = results.lane[v];
-            }
-        if (p.vectors) *reinterpret_cast<Vector<RESULT, VECTOR>*>(to) = results;
+        if (row + r >= tile.left || o >= p.geometry.out_channels) continue;
+        const auto sums = read_sums<N>(band.sum, [&](int lane) { return in_band(r, column + lane); });
+        finish(p.epilogue, sums, o, true, band.residual_at[r] + o * p.epilogue.residual.stride[2],
+               p.y.data + band.y_at[r] + o * p.y.stride[2]);
     }
 }
 
@@ -202,10 +198,10 @@ __device__ inline void write_tile(const ImplicitGemmHopper& p, const Tile& tile,
                     pair.lane[0] = sums[its / BANDS][its % BANDS * (BAND / 2) + i];
                     pair.lane[1] = sums[its / BANDS][its % BANDS * (BAND / 2) + i + 1];
                     *reinterpret_cast<Vector<ACCUMULATOR, 2>*>(
-                        &band.sum[lane / 4 + i % 4 / 2 * 8][i / 4 * 8 + lane % 4 * 2]) = pair;
+                        &band.sum[in_band(lane / 4 + i % 4 / 2 * 8, i / 4 * 8 + lane % 4 * 2)]) = pair;
                 }
         __syncwarp();
-        write_band(p, tile, row, channel, band);
+        p.vectors ? write_band<VECTOR>(p, tile, row, channel, band) : write_band<1>(p, tile, row, channel, band);
         __syncwarp();
     }
 }

@@ -115,7 +115,8 @@ def test_every_tensor_core_kernel_agrees_with_direct(cupy, dtype):
         if operands.dtype == dtype and operands.capability <= runtime.runtime().capability():
             for gather in tensor_cores.gathers(operands):
                 for tile in tensor_cores.tiles(operands, gather):
-                    assert implicit_gemm._is_right(operands, gather, tile), (operands, gather, tile)
+                    for splits in (1, 2):
+                        assert implicit_gemm._is_right(operands, gather, tile, splits), (operands, gather, tile, splits)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])

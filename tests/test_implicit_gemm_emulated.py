@@ -326,12 +326,16 @@ def test_infinite_operands_of_both_kinds():
     np.testing.assert_allclose(y[np.isfinite(exact)], exact[np.isfinite(exact)], rtol=2.0**-20)
 
 
-class Wrong(EmulatedRuntime):
-    """A device on which one kernel forgets its last output."""
+class Wrong(H100):
+    """A device on which one kernel forgets its first output."""
+
+    def __init__(self, entry):
+        super().__init__()
+        self._entry = entry
 
     def launch(self, spec, grid, block, params):
         super().launch(spec, grid, block, params)
-        if spec.entry == "implicit_gemm":
+        if spec.entry == self._entry:
             at = params.view(implicit_gemm.IMPLICIT_GEMM)["y"]["data"][0]
             np.ctypeslib.as_array((ctypes.c_uint16 * 1).from_address(int(at)))[:] = 0x5140  # 42
 
@@ -339,12 +343,25 @@ class Wrong(EmulatedRuntime):
 def test_a_kernel_that_is_wrong_is_given_up():
     problem = forward((1, 8, 6, 6), (5, 8, 3, 3), dtype="float16", padding=1)
     algorithm, operands = ALGORITHM, finite_operands(problem)
-    with runtime.use(Wrong()):
+    with runtime.use(Wrong("implicit_gemm")):
         with pytest.warns(RuntimeWarning, match=r"implicit_gemm \(STORAGE=float16 .*otherwise than direct"):
             check(algorithm, problem, operands)  # right all the same
         assert "direct computes otherwise" in algorithm.why_not(problem)
         assert algorithm.why_not(dataclasses.replace(problem, dtype="bfloat16")) is None
     assert algorithm.why_not(problem) is None
+
+
+def test_where_the_kernel_that_adds_parts_is_wrong_no_sum_is_shared():
+    problem = weight_grad((3, 16, 21, 20), (20, 16, 3, 3), dtype="float16", padding=1)
+    operands, parts = finite_operands(problem), tensor_cores.sum_spec("float16")
+    with runtime.use(Wrong("add_splits")) as device:
+        with pytest.warns(RuntimeWarning, match=r"add_splits \(STORAGE=float16 .*otherwise than direct"):
+            check(ALGORITHM, problem, operands)
+        assert parts in device.launched
+        device.launched.clear()
+        check(ALGORITHM, problem, operands)
+        assert {spec.entry for spec in device.launched} == {"implicit_gemm"}
+        assert ALGORITHM.why_not(problem) is None
 
 
 class Old(EmulatedRuntime):

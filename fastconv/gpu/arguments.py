@@ -77,6 +77,11 @@ def epilogue(problem: ConvProblem, bias: Any, residual: Any) -> Words:
     )
 
 
+def residual_strides(end: Words) -> Words | None:
+    """Of the residual in the words of an epilogue, behind the addresses of bias and residual; None if there is none."""
+    return end[2:8] if end[1] else None
+
+
 @lru_cache(maxsize=256)
 def _activation(activation: Activation) -> Words:
     a, b = np.array([activation.a, activation.b]).view(np.int64).tolist()

@@ -19,11 +19,11 @@ from fastconv.gpu.arguments import (
     EPILOGUE,
     VIEW,
     Words,
-    channels_fastest,
     element_strides,
     epilogue,
     geometry,
     record,
+    residual_strides,
     view,
 )
 from fastconv.gpu.bundling import Bundling, bundled
@@ -59,6 +59,7 @@ from fastconv.gpu.tiling import (
     partial_bytes,
     wishes,
 )
+from fastconv.gpu.writing import PARTIAL_VECTOR, aligned, direction
 from fastconv.lowering import GEOMETRY, lower
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
@@ -78,6 +79,7 @@ IMPLICIT_GEMM = np.dtype(
         ("epilogue", EPILOGUE),
         ("channels_fastest", np.int64),
         ("images_fastest", np.int64),
+        ("vectors", np.int64),
         ("splits", np.int64),
         ("partial", np.int64),
     ]
@@ -141,26 +143,37 @@ class ImplicitGemmPlan(Plan):
         added = None if residual is None else bundling.target(bundling.piece.target_view(residual))
         size, shared = launch.splits * target.size, launch.splits > 1
         partial = device.xp.empty(size, problem.accumulator_dtype) if shared else None
+        parts = 0 if partial is None else device.address(partial)
+        result, end = view(target), epilogue(problem, bias, added)
+        images_fastest = abs(x.strides[0]) < abs(x.strides[5])
+        by_channels, together = direction(
+            target.shape, result[1:], residual_strides(end), target.itemsize, images_fastest, shared
+        )
+        vectors = together and aligned(parts, result[0], *end[:2])
         fields = self._numbers[index] | {
             "x": view(x),
             "weight": device.address(weight),
             "taps": self._tables[launch.order].address(index, x),
-            "y": view(target),
-            "epilogue": epilogue(problem, bias, added),
-            "channels_fastest": channels_fastest(target),
-            "images_fastest": int(abs(x.strides[0]) < abs(x.strides[5])),
+            "y": result,
+            "epilogue": end,
+            "channels_fastest": int(by_channels),
+            "images_fastest": int(images_fastest),
+            "vectors": int(vectors),
             "splits": launch.splits,
-            "partial": 0 if partial is None else device.address(partial),
+            "partial": parts,
         }
         params = record(IMPLICIT_GEMM, **fields)
         device.launch(launch.spec, launch.grid, launch.block, params)
         if shared:
             if bundling.grouping is Grouping.RESULTS:  # the parts are those of each group's own results
                 params = record(IMPLICIT_GEMM, **fields | {"geometry": geometry(bundling.piece)})
-            launch_linear(sum_spec(problem.dtype), target.size, params)
+            launch_linear(sum_spec(problem.dtype), target.size // (PARTIAL_VECTOR if vectors else 1), params)
 
     def _choose_launch(self, index: int, strides: Words, misalignment: int, device: int) -> Launch | None:
-        """The launch of a piece for an input that lies in memory like this; None where its kernel is found wrong."""
+        """The launch of a piece for an input that lies in memory like this; None where its kernel is found wrong.
+
+        Where the kernel that adds parts of sums is, no sum is shared.
+        """
         bundling, operands = self._bundlings[index], self._operands
         piece = bundling.merged
         adjacent = adjacent_channels(piece, strides, misalignment // operands.itemsize, operands.chunk)
@@ -168,7 +181,8 @@ class ImplicitGemmPlan(Plan):
         config = configure(bundling, operands, gather, self._limit, self._wish)
         if not _is_right(operands, gather, config.tile):
             return None
-        return _launch(bundling, operands, gather, config.tile, config.splits)
+        shared = config.splits > 1 and _is_right(operands, gather, config.tile, splits=2)
+        return _launch(bundling, operands, gather, config.tile, config.splits if shared else 1)
 
 
 @lru_cache(maxsize=1024)
@@ -186,16 +200,19 @@ def _numbers(bundling: Bundling) -> dict[str, Words | int]:
     }
 
 
-def _is_right(operands: Operands, gather: Gather, tile: Tile) -> bool:
-    """Whether a kernel passes its self-check: more positions and channels than a tile has, taps in the padding."""
+def _is_right(operands: Operands, gather: Gather, tile: Tile, splits: int = 1) -> bool:
+    """Whether a kernel, or of shared sums the one that adds their parts, passes its self-check.
+
+    It has more positions and channels than a tile, taps in the padding, and results that are written in vectors.
+    """
     batch = 1
     if gather.grouped is Grouping.RESULTS:  # two bundles of three groups
-        batch, groups, channels, outputs = gather.run, 6, 5, tile.channels // 3 - 2
+        batch, groups, channels, outputs = gather.run, 6, 8, tile.channels // 4
     elif gather.grouped is Grouping.SUMS:  # three bundles of two groups
-        groups, channels, outputs = 6, operands.chunk, tile.channels // 2 - 3
+        groups, channels, outputs = 6, operands.chunk, tile.channels // 2 - 8
     else:
-        groups, channels, outputs = 1, 3 * gather.run if gather.run > 1 else 5, tile.channels + 3
-    x_shape, last = ((9, 17, groups * channels), True) if gather.vector > 1 else ((groups * channels, 9, 17), False)
+        groups, channels, outputs = 1, 3 * gather.run if gather.run > 1 else 5, tile.channels + 8
+    x_shape, last = ((8, 18, groups * channels), True) if gather.vector > 1 else ((groups * channels, 8, 18), False)
     problem = ConvProblem.forward(
         2, (batch, *x_shape), (groups * outputs, channels, 3, 3), dtype=operands.dtype, padding=1, groups=groups,
         data_format="NHWC" if last else "NCHW", precision="fast" if operands is TF32 else "high",
@@ -203,12 +220,12 @@ def _is_right(operands: Operands, gather: Gather, tile: Tile) -> bool:
     if gather.grouped is Grouping.RESULTS:
         problem = replace(problem, op="weight_grad")
     plan, (bundling,) = ImplicitGemmPlan(problem, 0), _bundlings(problem)
-    launch = _launch(bundling, operands, gather, tile, splits=1)
+    launch = _launch(bundling, operands, gather, tile, splits)
 
     def run(x: Any, w: Any, y: Any) -> None:
         plan.launch(launch, 0, bundling.view(x), plan.pack(w)[0], y, None, None)
 
-    return is_right(launch.spec, problem, _ALGORITHM, run)
+    return is_right(launch.spec if splits == 1 else sum_spec(operands.dtype), problem, _ALGORITHM, run)
 
 
 def _table_bytes(problem: ConvProblem) -> int:

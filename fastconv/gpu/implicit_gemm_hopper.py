@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from fastconv.gpu.algorithm import GpuAlgorithm
-from fastconv.gpu.arguments import EPILOGUE, VIEW, Words, epilogue, geometry, record, view
+from fastconv.gpu.arguments import EPILOGUE, VIEW, Words, epilogue, geometry, record, residual_strides, view
 from fastconv.gpu.implicit_gemm import ImplicitGemm, ImplicitGemmPlan
 from fastconv.gpu.runtime import KernelSpec, dtype_defines, runtime
 from fastconv.gpu.selfcheck import failed, is_right
 from fastconv.gpu.tensor_maps import ALIGNMENT, MOST_STEP, ROW_BYTES, Boxes, Pixels, corner_limit
+from fastconv.gpu.writing import aligned, along_channels
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.machine import Machine
 from fastconv.problem import DTYPES, ConvProblem
@@ -41,7 +42,6 @@ IMPLICIT_GEMM_HOPPER = np.dtype(
 _HOPPER = 90
 _NO_MAP: Words = (0,) * 16  # of operands that are not read
 _PRODUCT_BYTES = 32  # along a row, of one instruction
-_VECTOR = 4  # neighbouring results that a thread writes at once
 _THREADS = 384
 
 # The cores' multiply-adds in the time of one of a float32 lane.
@@ -201,18 +201,6 @@ def _boxes(piece: Correlation, dtype: str, tile: Tile, address: int, stride: int
     return Boxes(dtype, address, sizes, strides, (ROW_BYTES // itemsize, 1, tile.channels))
 
 
-def _vectors(target: Any) -> int:
-    """1 if `_VECTOR` neighbouring channels of an ``(N, G, O, D, H, W)`` view can always be written at once."""
-    fit = _vectors_fit(target.strides, target.shape[2], target.itemsize)
-    return int(fit and runtime().address(target) % (_VECTOR * target.itemsize) == 0)
-
-
-@lru_cache(maxsize=1024)
-def _vectors_fit(strides: Words, channels: int, itemsize: int) -> bool:
-    rest = (*strides[:2], *strides[3:], channels * itemsize)
-    return strides[2] == itemsize and all(number % (_VECTOR * itemsize) == 0 for number in rest)
-
-
 # -- the algorithm ----------------------------------------------------------------------------------------------------
 
 
@@ -247,19 +235,21 @@ class ImplicitGemmHopperPlan(Plan):
     def launch(self, launch: Launch, index: int, x: Any, weight: Any, y: Any, bias: Any, residual: Any) -> None:
         """Compute piece `index`, which has outputs, from its packed weight."""
         piece, problem, device = self._pieces[index], self.problem, runtime()
-        target = piece.target_view(y)
+        target, added = piece.target_view(y), None if residual is None else piece.target_view(residual)
         x_map, weight_map = self._maps(
             index, launch.tile, device.address(x), x.strides, device.address(weight), weight.strides[1]
         )
+        result, end = view(target), epilogue(problem, bias, added)
+        together = along_channels(target.shape, result[1:], residual_strides(end), target.itemsize)
         params = record(
             IMPLICIT_GEMM_HOPPER,
             x=x_map,
             weight=weight_map,
-            y=view(target),
+            y=result,
             geometry=self._geometries[index],
-            epilogue=epilogue(problem, bias, None if residual is None else piece.target_view(residual)),
+            epilogue=end,
             axes=launch.axes,
-            vectors=_vectors(target),
+            vectors=int(together and aligned(result[0], *end[:2])),
             unused=(0,) * 5,
         )
         device.launch(launch.spec, (launch.blocks, 1, 1), (_THREADS, 1, 1), params)
@@ -299,10 +289,13 @@ _CHECKED: dict[int, dict[str, Any]] = {
 
 
 def _is_right(problem: ConvProblem, tile: Tile, axes: int) -> bool:
-    """Whether a kernel passes its self-check: two images and rows of channels, several tiles, taps in the padding."""
+    """Whether a kernel passes its self-check: two images and rows of channels, several tiles, taps in the padding.
+
+    Its results are written in vectors.
+    """
     channels = (ROW_BYTES + ALIGNMENT) // _itemsize(problem.dtype)
     geometry = dict(_CHECKED[axes])
-    x_shape, w_shape = (2, *geometry.pop("size"), channels), (tile.channels + 3, channels, *geometry.pop("kernel"))
+    x_shape, w_shape = (2, *geometry.pop("size"), channels), (tile.channels + 8, channels, *geometry.pop("kernel"))
     small = ConvProblem.forward(
         axes - 2, x_shape, w_shape, dtype=problem.dtype, data_format="channels_last", precision=problem.precision,
         **geometry,

@@ -32,7 +32,7 @@ def failed(spec: KernelSpec) -> bool:
 
 
 def is_right(spec: KernelSpec, problem: ConvProblem, algorithm: Algorithm, run: Callable[..., None]) -> bool:
-    """Whether `run` computes `problem`, by one launch of the kernel `spec`, as well as `algorithm` promises.
+    """Whether `run` computes `problem`, by a launch of the kernel `spec`, as well as `algorithm` promises.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ from fastconv.problem import ConvProblem
 #: As in cuda/copies.cuh: a row of a tile in shared memory, and what one instruction moves of it.
 ROW_BYTES = 64
 CHUNK_BYTES = 16
-_PADDING_COLUMNS = 8  # of the results in shared memory, in cuda/implicit_gemm.cu
+_LONGER_ROW, _LONGER_COLUMN = 8, 4  # lines of a band of results in shared memory, in cuda/implicit_gemm.cu
 
 _TURING, _AMPERE = 75, 80
 _TURING_SHARED = 64 << 10  # the most that a block can get there; of later ones the least is 99 KiB
@@ -98,7 +98,7 @@ class Tile:
         band = 16 * self.positions // self.warp_positions
         return max(
             self.stages * (self.positions + self.channels) * ROW_BYTES,
-            band * ((self.channels + _PADDING_COLUMNS) * 4 + 20),
+            4 * max(band * (self.channels + _LONGER_ROW), self.channels * (band + _LONGER_COLUMN)) + 20 * band,
         )
 
     @property

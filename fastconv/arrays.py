@@ -100,12 +100,12 @@ def adopt(name: str, value: Any) -> tuple[Any, Kind]:
     """
     if is_plain(value):
         return value, NUMPY
+    if is_tensor(value):
+        return _adopt_torch(name, value, sys.modules["torch"])
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array: expected one without a mask, such as {name}.filled(0)")
     if isinstance(value, np.ndarray):
         return _plain(value), NUMPY
-    if is_tensor(value):
-        return _adopt_torch(name, value, sys.modules["torch"])
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(value, cupy.ndarray):
         return value, CUPY

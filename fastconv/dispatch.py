@@ -161,6 +161,7 @@ class Execution:
         n_bytes = math.prod(self._computed_shape) * self._computed_dtype.itemsize
         self._empty = recycling.allocator(n_bytes) if self.device == "cpu" else self._xp.empty
         self.operand_shapes = problem.operand_shapes
+        self.dtype = named_dtype(problem.dtype)
         self._shape = problem.result_shape
         self._channels = (problem.result_channels,)
         self._dtype = named_dtype(computed.dtype)
@@ -371,8 +372,8 @@ def execute(
     for name, array, shape in zip("ab", arrays, execution.operand_shapes, strict=False):
         if array.shape != shape:
             raise ValueError(f"{name} has shape {array.shape}: expected {shape} for {problem}")
-    dtypes = arrays[0].dtype, arrays[1].dtype
-    if dtypes != (named_dtype(problem.dtype),) * 2 and compute_dtype(*dtypes) != problem.dtype:
-        raise TypeError(f"a and b have dtypes {arrays[0].dtype} and {arrays[1].dtype}: expected {problem.dtype}")
+    first, second = arrays[0].dtype, arrays[1].dtype
+    if not (first is second is execution.dtype) and compute_dtype(first, second) != problem.dtype:
+        raise TypeError(f"a and b have dtypes {first} and {second}: expected {problem.dtype}")
     result = execution(*arrays)
     return kind.give(result) if out is None else out

@@ -420,7 +420,7 @@ class ImplicitGemm(CpuAlgorithm):
         },
         frozenset({"product", "integer product", "word product"}),
     )  # fmt: skip
-    packing = CostModel(_packing, {"word": 2.4e-9, "arranged": 4e-10, "arranging": 8e-6, "call": 2e-6})
+    packing = CostModel(_packing, {"word": 2.4e-9, "arranged": 4e-10, "arranging": 3.5e-6, "call": 2e-6})
     _unpacked: ClassVar[bool] = False
 
     def why_not(self, problem: ConvProblem) -> str | None:

@@ -328,6 +328,8 @@ __device__ inline void write_parts(const ImplicitGemm& p, const Block& block, in
     });
 }
 
+constexpr int RESULT_VECTOR = 16 / sizeof(RESULT);  // elements of 16 bytes
+
 template <int N>
 __device__ inline void write_finished(const ImplicitGemm& p, const Block& block, int band, const Results& results) {
     write_band<N>(p, block, band, results, [&](const Vector<ACCUMULATOR, N>& sums, int row, long long o) {

@@ -22,5 +22,5 @@ struct ImplicitGemm {
     ACCUMULATOR* partial;
 };
 
-// Elements of a vector: 16 bytes of results; of shared sums, 16 bytes of the parts.
-constexpr int RESULT_VECTOR = 16 / sizeof(RESULT), PARTIAL_VECTOR = 16 / sizeof(ACCUMULATOR);
+// Elements of a vector of shared sums: 16 bytes of the parts.
+constexpr int PARTIAL_VECTOR = 16 / sizeof(ACCUMULATOR);

@@ -112,7 +112,7 @@ def remembered(make: Callable[..., Made], known: tuple[Any, ...], choices: tuple
     for seen, _, made in recent:
         if all(map(is_, choices, seen)):  # nearly always the very same objects come again
             return made  # type: ignore[no-any-return]
-    choices = _freeze(choices)
+    choices = freeze(choices)
     types = _types(choices)
     for seen, kinds, made in recent:
         if types == kinds and choices == seen:
@@ -134,14 +134,14 @@ def _types(option: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple([_types(v) if type(v) is tuple else type(v) for v in option])
 
 
-def _freeze(option: Any) -> Any:
+def freeze(option: Any) -> Any:
     """An option as what can be kept: nothing in it changes."""
     try:
         hash(option)
         return option
     except TypeError:
         if isinstance(option, np.ndarray):
-            return _freeze(option.tolist())
+            return freeze(option.tolist())
         if isinstance(option, (list, tuple)):
-            return tuple(map(_freeze, option))
+            return tuple(map(freeze, option))
         return repr(option)  # nothing else is a good argument: its text goes to the error message

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from typing import Any, ClassVar
 
 from fastconv.arrays import Kind, adopt, at_home, is_plain
-from fastconv.calling import lookup
+from fastconv.calling import freeze, lookup
 from fastconv.dispatch import Execution, adopt_all, times_chosen
 from fastconv.settings import workspace_limit
 
@@ -27,7 +27,7 @@ class _Layer:
     def __init__(self, w: Any, bias: Any, options: tuple[Any, ...], algorithm: str, device: str) -> None:
         self._w = adopt("w", w)[0].copy()
         self._bias = None if bias is None else adopt("bias", bias)[0].copy()
-        self._options = options
+        self._options = freeze(options)  # a list among them is the caller's
         self._algorithm, self._device = algorithm, device
         self._packed: OrderedDict[Any, Any] = OrderedDict()
         self._ready: dict[Any, tuple[Execution, Any]] = {}

@@ -234,7 +234,8 @@ class Cut:
         """Whether a column of pixels that a tile reads of an input of those strides is too much for some sets of L1."""
         c, axis = self._correlation, 2 if self.blocking[0]["along"] else 1
         rows = (int(self.strips["height"][0]) - 1) * c.stride[axis] + (c.kernel[axis] - 1) * c.dilation[axis] + 1
-        return bool(np.bincount(np.arange(rows) * strides[3 + axis] % _WAY // _PIXEL).max() > _CROWD)
+        sets = np.bincount(np.arange(rows) * strides[3 + axis] % _WAY // _PIXEL)
+        return max(sets.tolist()) > _CROWD
 
     def _table(self, plane: int, row: int, part: int, pixel: int) -> np.ndarray[Any, Any]:
         """For each run of each phase, where it begins in a slot, and where its first weight is."""

@@ -123,19 +123,26 @@ def written(algorithm, problem, operands, emulated, where=None):
     return result, dict(emulated.seen)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
-@pytest.mark.parametrize("name", PROBLEMS)
-def test_results_are_the_same_however_they_are_written(name, dtype, emulated):
+def written_everywhere(algorithm, name, dtype, emulated):
+    """The problem, its operands and its result, which is the same in every slice of a longer axis."""
     (x, w, options), fit = PROBLEMS[name]
     problem = forward(x, w, dtype=dtype, padding=1, bias=True, residual=True, activation="relu6", **options)
-    operands, algorithm = finite_operands(problem), implicit_gemm._ALGORITHM
+    operands = finite_operands(problem)
     plain, launches = written(algorithm, problem, operands, emulated)
-    assert launches == {"implicit_gemm": fit}
+    assert launches == {algorithm.name: fit}
     assert_kept(algorithm, problem, plain, *operands)
     for where, cut in SLICES.items():
         result, launches = written(algorithm, problem, operands, emulated, cut)
-        assert launches == {"implicit_gemm": fit and where == "a vector on"}
+        assert launches == {algorithm.name: fit and where == "a vector on"}
         np.testing.assert_array_equal(result, plain)
+    return problem, operands, plain
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_results_are_the_same_however_they_are_written(name, dtype, emulated):
+    algorithm = implicit_gemm._ALGORITHM
+    problem, operands, plain = written_everywhere(algorithm, name, dtype, emulated)
     # A bias, or a residual, that begins elsewhere.
     for index, layout in ((2, lambda v: np.concatenate([v[:1], v])[1:]), (3, lambda v: v.repeat(2, -1)[..., ::2])):
         moved = [layout(v) if i == index else v for i, v in enumerate(operands)]
@@ -149,16 +156,7 @@ def test_results_are_the_same_however_they_are_written(name, dtype, emulated):
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 def test_results_on_hopper_are_the_same_however_they_are_written(monkeypatch, name, dtype, emulated):
     monkeypatch.setattr(implicit_gemm_hopper, "_TILES", implicit_gemm_hopper._TILES[-1:])
-    (x, w, options), fit = PROBLEMS[name]
-    problem = forward(x, w, dtype=dtype, padding=1, bias=True, residual=True, activation="relu6", **options)
-    operands, algorithm = finite_operands(problem), implicit_gemm_hopper._ALGORITHM
-    plain, launches = written(algorithm, problem, operands, emulated)
-    assert launches == {"implicit_gemm_hopper": fit}
-    assert_kept(algorithm, problem, plain, *operands)
-    for where, cut in SLICES.items():
-        result, launches = written(algorithm, problem, operands, emulated, cut)
-        assert launches == {"implicit_gemm_hopper": fit and where == "a vector on"}
-        np.testing.assert_array_equal(result, plain)
+    written_everywhere(implicit_gemm_hopper._ALGORITHM, name, dtype, emulated)
 
 
 LAST, ADDED = {"data_format": "NHWC"}, {"bias": True, "residual": True}

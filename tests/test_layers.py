@@ -196,7 +196,7 @@ def test_a_shape_met_before_does_not_hide_what_differs() -> None:
 
 def test_a_layer_says_what_it_is():
     layer = fastconv.ConvTranspose1d(normal(3, 7, 5), np.ones(7), 2, padding=np.array([1]), activation="relu")
-    assert repr(layer) == ("ConvTranspose1d(w (3, 7, 5) float32, bias, stride=2, padding=(1,), activation='relu')")
+    assert repr(layer) == "ConvTranspose1d(w (3, 7, 5) float32, bias, stride=2, padding=(1,), activation='relu')"
     assert repr(fastconv.Conv2d(normal(3, 7, 5, 5), algorithm="direct")) == (
         "Conv2d(w (3, 7, 5, 5) float32, algorithm='direct')"
     )

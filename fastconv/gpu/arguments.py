@@ -88,6 +88,6 @@ def _activation(activation: Activation) -> Words:
     return activation.code, a, b
 
 
-def channels_fastest(array: Any) -> int:
-    """1 if neighbouring channels of an ``(N, G, C, D, H, W)`` view lie closer together than neighbouring columns."""
-    return int(abs(array.strides[2]) < abs(array.strides[5]))
+def channels_fastest(strides: Words) -> bool:
+    """Whether neighbouring channels of an ``(N, G, C, D, H, W)`` view lie closer together than neighbouring columns."""
+    return abs(strides[2]) < abs(strides[5])

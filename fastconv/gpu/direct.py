@@ -68,7 +68,7 @@ def run_piece(
         y=view(target),
         geometry=geometry(piece),
         epilogue=epilogue(problem, bias, None if residual is None else piece.target_view(residual)),
-        channels_fastest=channels_fastest(target),
+        channels_fastest=channels_fastest(target.strides),
     )
     launch_linear(_spec(entry, problem.dtype), target.size * threads, params)
 

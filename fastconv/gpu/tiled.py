@@ -132,7 +132,7 @@ class TiledPlan(Plan):
                 y=view(target),
                 geometry=numbers,
                 epilogue=epilogue(self.problem, bias, None if residual is None else piece.target_view(residual)),
-                channels_fastest=channels_fastest(target),
+                channels_fastest=channels_fastest(target.strides),
             )
             threads = tile.channels * tile.positions // (tile.thread_channels * tile.thread_positions)
             first = runtime().address(x) // x.itemsize

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from functools import lru_cache
 
-from fastconv.gpu.arguments import Words
+from fastconv.gpu.arguments import Words, channels_fastest
 
 _VECTOR_BYTES = 16
 
@@ -18,8 +18,7 @@ _VECTOR_BYTES = 16
 PARTIAL_VECTOR = _VECTOR_BYTES // 4
 
 # Axes of an (N, G, O, D, H, W) view, and the order in which positions are counted.
-_IMAGES, _CHANNELS, _COLUMNS = 0, 2, 5
-_POSITIONS, _POSITIONS_BY_IMAGES = (5, 4, 3, 0), (0,)
+_CHANNELS, _POSITIONS, _POSITIONS_BY_IMAGES = (2,), (5, 4, 3, 0), (0,)
 
 
 @lru_cache(maxsize=4096)
@@ -35,7 +34,7 @@ def along_channels(shape: Words, strides: Words, residual: Words | None, itemsiz
     itemsize : int
         Bytes of an element of either.
     """
-    return _in_vectors(shape, (strides, residual), (_CHANNELS,), _VECTOR_BYTES // itemsize)
+    return _in_vectors(shape, (strides, residual), _CHANNELS, _VECTOR_BYTES // itemsize)
 
 
 @lru_cache(maxsize=4096)
@@ -53,8 +52,8 @@ def direction(
     shared : bool
         Whether blocks share sums: then a vector is one of their parts, which have no gaps between them.
     """
-    by_channels = abs(strides[_CHANNELS]) < abs(strides[_COLUMNS])
-    along = (_CHANNELS,) if by_channels else _POSITIONS_BY_IMAGES if images_fastest else _POSITIONS
+    by_channels = channels_fastest(strides)
+    along = _CHANNELS if by_channels else _POSITIONS_BY_IMAGES if images_fastest else _POSITIONS
     count = PARTIAL_VECTOR if shared else _VECTOR_BYTES // itemsize
     whole = math.prod(shape[axis] for axis in along) % count == 0
     return by_channels, whole and _in_vectors(shape, (strides, residual), along, count)

@@ -24,6 +24,7 @@ from fastconv.settings import available_cores
 
 _TAPS = 768  # products added to a tile in one go: with fewer, sums go to memory and back often; more gain nothing
 _PIXELS = 256  # of a task
+_STAGED_ELEMENTS = 1 << 16  # what is staged for all outputs leaves room in L2 for weights and sums
 _SEEN = 40 << 10  # elements of the input between its first pixel and its last: they stay in L2 for all outputs
 _PANELS = 1 << 14  # elements of the panels between which a tile's weights stay in L1
 _COPIED_TAPS, _COPIED_PANELS = 384, 1 << 16  # the same where weights are copied: once for as many panels as L2 holds
@@ -78,7 +79,7 @@ class Cut:
         # Tiles of pixels take numbers of channels side by side: planes are turned as they are staged.
         self._readable = readable and (across_pixels or channels_last)
         depth, height, width = c.count
-        wanted = -(-width // _PIXELS)
+        wanted = -(-width // self._pixels_of_a_row())
         columns = width if wanted <= 1 else -(-width // (wanted * self.tile)) * self.tile
         rows = self._rows(height, columns, CACHE_LINE // itemsize)
         spatial = c.batch * c.groups * depth * -(-height // rows) * -(-width // columns)
@@ -136,6 +137,15 @@ class Cut:
         packed = c.reduction * (_PACKED if c.stride[2] == 1 else _GATHERED)
         arranged = outputs * c.reduction / max(c.batch * c.positions, 1) if unpacked else 0
         return packed + idle_pixels < outputs * _TURNED + staged * _STAGED + idle_outputs + arranged * _ARRANGED
+
+    def _pixels_of_a_row(self) -> int:
+        """Pixels of a task along a row, at most: a long stride brings many elements for each of few taps."""
+        if self._readable:
+            return _PIXELS
+        c = self._correlation
+        inputs = min(c.in_channels, max(_TAPS // max(math.prod(c.kernel), 1), 1))
+        seen = max(min(c.stride[2], c.kernel[2]) * inputs, 1)
+        return max(min(_STAGED_ELEMENTS // seen, _PIXELS), self.tile)
 
     def _rows(self, height: int, columns: int, line: int) -> int:
         """Rows of a task: nearly as many in each; across pixels so that few lanes are idle.

@@ -58,6 +58,7 @@ _INPUTS = 256  # input channels (times kernel depth) transformed at once
 _GROUP = 64  # bytes of channels that are staged, and written, together: a cache line
 _INPUTS_BY_TASK = 128  # the same where a task transforms its weights: both are to be in L2
 _ALL = (slice(None),) * 3
+_NEAR = 768 << 10  # bytes of scratch memory that are in L2 when they are next used, for the most part
 _SHARES = 16  # a task takes at most this part of the workspace: so many threads may run one
 
 
@@ -193,7 +194,11 @@ class _Cut:
             "input": tiles * padded(c.in_channels, self._itemsize) * c.kernel[0] * blocks_o,
             "weight": tiles * outputs * self.lines / len(self.places) if self.ahead else 0,
             "transformed": 0 if self.ahead else c.groups * outputs * self.lines,
+            "far": 0,
         }
+        if self.scratch * self._itemsize > _NEAR:  # windows are read from beyond L2, and sums go there and back
+            rounds = _ceil(c.in_channels, max(int(block["inputs"]), 1))
+            counts["far"] = counts["input"] + tiles * outputs * (2 * rounds - 1)
         counts = {kind: components * count for kind, count in counts.items()}
         lines = [_ceil(n, self._group) for n in (c.in_channels, c.out_channels)]
         rows = self._rows * int(block["blocks"][1]) * c.groups * (lines[0] * c.kernel[0] * blocks_o + lines[1])
@@ -309,10 +314,12 @@ def _cuts(problem: ConvProblem, window: int, workspace_limit: int = USUAL_WORKSP
 
 def _running(window: int) -> CostModel:
     rates = {
-        4: {"product": 2.5e-11, "tile": 2.5e-8, "input": 1.6e-10, "weight": 8e-11, "transformed": 4.1e-10,
-            "result": 1e-9, "dilated": 8.4e-10, "arranged": 1e-10, "row": 2e-7, "task": 6.5e-7, "call": 1.5e-5},
-        6: {"product": 2.5e-11, "tile": 9e-9, "input": 2.3e-10, "weight": 5.4e-11, "transformed": 2e-10,
-            "result": 1.3e-9, "dilated": 9e-10, "arranged": 2e-10, "row": 2.5e-7, "task": 7e-7, "call": 1.5e-5},
+        4: {"product": 2.1e-11, "tile": 1.4e-8, "input": 1.3e-10, "far": 7.3e-11, "weight": 4.6e-11,
+            "transformed": 4e-10, "result": 5.6e-10, "dilated": 6e-10, "arranged": 1e-10, "row": 3.5e-7,
+            "task": 7e-7, "call": 1.1e-5},
+        6: {"product": 2.1e-11, "tile": 1.7e-8, "input": 1.5e-10, "far": 9.8e-11, "weight": 4.1e-11,
+            "transformed": 2.7e-10, "result": 6.3e-10, "dilated": 6.4e-10, "arranged": 2e-10, "row": 5e-7,
+            "task": 6.1e-7, "call": 1.3e-5},
     }  # fmt: skip
     return CostModel(lambda problem: (cut.work for cut in _cuts(problem, window)), rates[window])
 

@@ -35,6 +35,10 @@ _TASKS = 4  # for a core; more would share the work no better
 _LATE = 0.15  # of a task
 _STARTED = 50_000  # multiply-adds in the time in which a task is begun
 
+# Of L2: bytes, and bytes after which its sets come round again. Runs of pixels far apart use few of the sets.
+_L2, _ROUND = 512 << 10, 64 << 10
+_SHORT, _LONG = 128, 512  # bytes of runs too short to be fetched ahead, and of such as are in time from beyond L2
+
 _LEAST_VECTORS = 4  # pixels across the vector must be worth so many
 # What it costs, in multiply-adds of a vector, to write down an element of a patch, from runs and one by one; to turn
 # a result; to stage an element; to arrange a weight.
@@ -182,11 +186,27 @@ class Cut:
         steps, odd = zip(*(divmod(stride, self._itemsize) for stride in strides[2:]), strict=True)
         # Pixels must lie in order, as they do where rows do not overlap.
         ordered = steps[3] > 0 and steps[2] > (c.size[2] - 1) * steps[3]
-        if not self._readable or any(odd) or not ordered:
+        if not self._readable or any(odd) or not ordered or self._crowded(strides[5]):
             return False, self.places, self.offsets
         places = grid((block["rows"], block["columns"]), (c.stride[1] * steps[2], c.stride[2] * steps[3]))
         taps = (steps[0], *(step * dilation for step, dilation in zip(steps[1:], c.dilation, strict=True)))
         return True, places, grid((block["inputs"], *c.kernel), taps)
+
+    def _crowded(self, pixel: int) -> bool:
+        """Whether what a task sees of pixels so many bytes apart displaces itself from L2 if it is read in place.
+
+        Some channels of each pixel, where the others lie between, are read again for every tile of outputs.
+        """
+        if self.across_pixels:
+            return False
+        c, block = self._correlation, self.blocking[0]
+        # Pixels or, where taps are fewer than the stride is long, groups of pixels.
+        run, apart = int(block["inputs"]) * self._itemsize, pixel
+        if c.kernel[2] < c.stride[2]:
+            run, apart = (run if run < pixel else run * c.kernel[2]), pixel * c.stride[2]
+        room = _L2 * min(run / math.gcd(apart, _ROUND), 1)
+        taken = int(block["staged"]) * self._itemsize
+        return taken >= room * (0.5 if run < _SHORT else 1 if run < _LONG else 2)
 
     def _weight_tables(self, strides: tuple[int, ...]) -> tuple[int, Table, Table]:
         """Where outputs and taps are in a weight ``(G, O, C, KD, KH, KW)`` of those strides, or in a copy of its tiles.
@@ -232,7 +252,8 @@ class Cut:
         """What it costs: products (those of idle lanes included), tiles, staging, results, tasks."""
         block = self.blocking[0]
         images = c.batch * c.groups * c.positions
-        staged = 0 if self._readable else self.tasks * c.in_channels * window.elements
+        in_place = self._readable and not self._crowded(c.groups * c.in_channels * self._itemsize)
+        staged = 0 if in_place else self.tasks * c.in_channels * window.elements
         inputs, row = int(block["inputs"]), window.width
         whole = c.groups == 1 and inputs == c.in_channels and row.step == 1 and c.padding_mode == "zeros"
         side_by_side = 1 if channels_last and not whole else row.span  # pixels whose channels go in one run

@@ -188,17 +188,18 @@ class _Cut:
         components, tiles = math.prod(self.windows), self._rows * self._tiles[1] * c.groups
         calls = self.tasks * _ceil(len(self.places), tile_pixels()) * _ceil(int(block["channels"]), self.tile)
         pixels = tiles * math.prod(self._outputs) if c.dilation[2] > 1 else 0
+        passes = sum(n > 1 for n in self.windows) / 2  # the rates are those of two axes, one after the other
         counts = {
             "product": tiles * outputs * self.lines,
             "tile": calls * _ceil(c.in_channels, int(block["inputs"])),
-            "input": tiles * padded(c.in_channels, self._itemsize) * c.kernel[0] * blocks_o,
+            "input": passes * tiles * padded(c.in_channels, self._itemsize) * c.kernel[0] * blocks_o,
             "weight": tiles * outputs * self.lines / len(self.places) if self.ahead else 0,
-            "transformed": 0 if self.ahead else c.groups * outputs * self.lines,
+            "transformed": 0 if self.ahead else passes * c.groups * outputs * self.lines,
             "far": 0,
         }
         if self.scratch * self._itemsize > _NEAR:  # windows are read from beyond L2, and sums go there and back
             rounds = _ceil(c.in_channels, max(int(block["inputs"]), 1))
-            counts["far"] = counts["input"] + tiles * outputs * (2 * rounds - 1)
+            counts["far"] = counts["input"] / passes + tiles * outputs * (2 * rounds - 1)
         counts = {kind: components * count for kind, count in counts.items()}
         lines = [_ceil(n, self._group) for n in (c.in_channels, c.out_channels)]
         rows = self._rows * int(block["blocks"][1]) * c.groups * (lines[0] * c.kernel[0] * blocks_o + lines[1])
@@ -314,12 +315,12 @@ def _cuts(problem: ConvProblem, window: int, workspace_limit: int = USUAL_WORKSP
 
 def _running(window: int) -> CostModel:
     rates = {
-        4: {"product": 2.1e-11, "tile": 1.4e-8, "input": 1.3e-10, "far": 7.3e-11, "weight": 4.6e-11,
-            "transformed": 4e-10, "result": 5.6e-10, "dilated": 6e-10, "arranged": 1e-10, "row": 3.5e-7,
-            "task": 7e-7, "call": 1.1e-5},
-        6: {"product": 2.1e-11, "tile": 1.7e-8, "input": 1.5e-10, "far": 9.8e-11, "weight": 4.1e-11,
-            "transformed": 2.7e-10, "result": 6.3e-10, "dilated": 6.4e-10, "arranged": 2e-10, "row": 5e-7,
-            "task": 6.1e-7, "call": 1.3e-5},
+        4: {"product": 2.2e-11, "tile": 2e-8, "input": 1.1e-10, "far": 5.9e-11, "weight": 3.9e-11,
+            "transformed": 3.7e-10, "result": 5.4e-10, "dilated": 1.1e-9, "arranged": 1e-10, "row": 3.1e-7,
+            "task": 4.1e-7, "call": 1.4e-5},
+        6: {"product": 2.1e-11, "tile": 1.7e-8, "input": 1.3e-10, "far": 1.4e-10, "weight": 3.9e-11,
+            "transformed": 2.7e-10, "result": 7.2e-10, "dilated": 1.1e-9, "arranged": 3.1e-10, "row": 5.5e-7,
+            "task": 4.7e-7, "call": 1.4e-5},
     }  # fmt: skip
     return CostModel(lambda problem: (cut.work for cut in _cuts(problem, window)), rates[window])
 

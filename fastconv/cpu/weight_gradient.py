@@ -58,6 +58,7 @@ _ROWS = 288  # (c, k) of a task: so many products share what is staged of dy
 _SUMS = 64 << 10  # of a task
 _LEAST_ROWS = 128  # of a task, where blocks of x that is read in place keep all cores busy
 _STAGED = 81 << 10  # elements of x, about
+_WORTH_TURNING = 64  # output channels, or several taps, that use what is staged of x
 _PARTS_BYTES = 16 << 20  # of parts, if there are more than one
 _MOST_BYTES = 64 << 20  # of sums that have to be put in order
 
@@ -165,7 +166,15 @@ def _turn(planes, h_first, w_first, rows, columns, half, panel, width, lines, li
     channels, positions = planes.shape[0], rows * columns
     if channels < width:
         panel[:] = 0
+    alike = planes.itemsize == panel.itemsize
     if planes.strides[0] == planes.itemsize:
+        if alike:
+            begin = h_first * planes.strides[1] + w_first * planes.strides[2]
+            copy_planes(
+                panel, 0, columns * width, width, flat_memory(planes, panel), begin, planes.strides[1],
+                planes.strides[2], rows, columns, channels,
+            )  # fmt: skip
+            return
         for r in range(rows):
             for q in range(columns):
                 to = panel[(r * columns + q) * width :]
@@ -173,7 +182,7 @@ def _turn(planes, h_first, w_first, rows, columns, half, panel, width, lines, li
         return
     # Planes are transposed where they lie, if positions lie side by side there.
     if (
-        planes.itemsize == panel.itemsize
+        alike
         and planes.strides[2] == planes.itemsize
         and (rows == 1 or planes.strides[1] == columns * planes.itemsize)
     ):
@@ -205,10 +214,13 @@ class _Cut:
         self._correlation = c = form
         accumulator = _number(problem)
         padding, channels_last = sees_padding(c), problem.channels_last
-        self._readable = not padding and problem.dtype == problem.accumulator_dtype
         self.lanes = lanes = vector_bytes() // accumulator.itemsize
         self.tile = tile = TILE_VECTORS * lanes
         self.taps = taps = math.prod(c.count)
+        # Positions side by side are in L1 for all tiles; channels side by side come from beyond it for each.
+        turned = channels_last and problem.dtype == accumulator.name and c.padding_mode == "zeros"
+        turned &= taps > 1 or c.out_channels >= _WORTH_TURNING
+        self._readable = not padding and problem.dtype == problem.accumulator_dtype and not turned
         depth, height, width = (max(n, 1) for n in c.kernel)
         columns = -(-width // -(-width // _POSITIONS))
         rows = min(_POSITIONS // columns, height) if columns == width else 1
@@ -232,7 +244,8 @@ class _Cut:
         self.parts = max(min(wanted, c.in_channels * math.prod(steps),
                              _PARTS_BYTES // max(weight * accumulator.itemsize, 1)), 1)  # fmt: skip
         self.tasks = in_one * self.parts
-        staging = window.staging(inputs, accumulator.itemsize, channels_last=channels_last, padded=padding)
+        side_by_side = channels_last and not turned
+        staging = window.staging(inputs, accumulator.itemsize, channels_last=side_by_side, padded=padding)
         self._places, self._offsets = staging.offsets, staging.places  # positions are the taps here
         block = self.blocking = np.zeros(1, BLOCKING)
         block["inputs"], block["outputs"], block["parts"] = inputs, outputs, self.parts

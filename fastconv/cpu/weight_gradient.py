@@ -181,11 +181,7 @@ def _turn(planes, h_first, w_first, rows, columns, half, panel, width, lines, li
                 read_run(without_gaps(planes[:, h_first + r, w_first + q]), 0, half, to[:channels])
         return
     # Planes are transposed where they lie, if positions lie side by side there.
-    if (
-        alike
-        and planes.strides[2] == planes.itemsize
-        and (rows == 1 or planes.strides[1] == columns * planes.itemsize)
-    ):
+    if alike and planes.strides[2] == planes.itemsize and (rows == 1 or planes.strides[1] == columns * planes.itemsize):
         begin = (h_first * planes.strides[1] + w_first * planes.strides[2]) // planes.itemsize
         pitch = planes.strides[0] // planes.itemsize
         transpose_plane(flat_memory(planes, panel), begin, pitch, panel, 0, width, channels, positions)

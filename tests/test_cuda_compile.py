@@ -70,7 +70,7 @@ def test_blocks_fit_a_multiprocessor(compiled):
 
 
 def test_no_kernel_takes_more_than_it_did(compiled, table):
-    """On the other architectures ``.ci/run`` asks the same of ``compile --against``."""
+    """On the oldest and the newest architecture ``.ci/run`` asks the same of ``compile --against``."""
     heavier = [c.heavier_than(table) for c in compiled]
     assert not any(heavier), "\n".join(filter(None, heavier))
 

@@ -5,11 +5,15 @@ import pytest
 from promise import assert_kept
 from strategies import make_operands, numpy_dtype
 
+from fastconv.cpu.implicit_gemm_cut import Cut
 from fastconv.dispatch import choose, estimate
+from fastconv.lowering import Views, lower
 from fastconv.problem import ConvProblem
 from fastconv.registry import algorithms
 
-UNPACKED = next(a for a in algorithms("cpu") if a.name == "implicit_gemm_unpacked")
+PACKED, UNPACKED = (
+    next(a for a in algorithms("cpu") if a.name == name) for name in ("implicit_gemm", "implicit_gemm_unpacked")
+)
 FORWARD = ConvProblem.forward
 SMALL_PLANES = [
     FORWARD(2, (2, 40, 8, 8), (64, 40, 3, 3), padding=1, bias=True, activation="relu"),
@@ -32,6 +36,18 @@ def test_weights_as_they_lie(problem):
 def test_where_it_would_change_nothing(data_format):
     x = (1, 56, 56, 40) if data_format == "NHWC" else (1, 40, 56, 56)
     assert UNPACKED.why_not(FORWARD(2, x, (40, 40, 1, 1), data_format=data_format)) == "implicit_gemm does the same"
+
+
+@pytest.mark.parametrize(("channels", "in_place"), [(1024, False), (1000, True)])
+def test_pixels_that_would_displace_each_other_from_a_cache_are_staged(channels, in_place):
+    problem = FORWARD(2, (1, 16, 16, channels), (24, channels, 3, 3), data_format="NHWC")
+    x, w, _, _ = operands = make_operands(problem)
+    out = np.empty(problem.result_shape, numpy_dtype(problem.result_dtype))
+    PACKED.apply(problem, x, w, out)
+    assert_kept(PACKED, problem, out, *operands)
+    (piece,) = lower(problem)
+    strides = Views(problem).source(x).strides
+    assert Cut(piece, problem, unpacked=False).tables(strides, (0,) * 6)[0] == in_place
 
 
 def test_a_function_and_a_layer_choose_each_for_itself():

@@ -5,9 +5,10 @@
 As a correlation its kernel is as large as the image and its result as small as the weight: what other algorithms cut
 into blocks is short here, and what they keep whole is long. As a matrix product it is an ordinary one, with the rows
 (c, k), the columns o, and sums over all positions of all images. Rows of x that a window meets are staged once for all
-its taps; ``x[...] = staged[places[c, k] + offsets[t]]``, so that a stride costs nothing. Where x needs no padding and
-no conversion it is read where it lies. dy is transposed as it is staged, which puts output channels side by side, and
-the register tile of `microkernel` takes single numbers of x, each against whole vectors of dy.
+its taps; ``x[...] = staged[places[c, k] + offsets[t]]``, so that a stride costs nothing. Planes that need no padding
+and no conversion are read where they lie; channels last are turned into planes. dy is transposed as it is staged, which
+puts output channels side by side, and the register tile of `microkernel` takes single numbers of x, each against whole
+vectors of dy.
 
     for some rows of positions of an image:     288 positions
         stage x of some input channels          L2

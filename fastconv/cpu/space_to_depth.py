@@ -38,10 +38,13 @@ from fastconv.cpu.rows import inside, read_row, split_row
 from fastconv.lowering import GEOMETRY, lower
 from fastconv.problem import ConvProblem
 from fastconv.registry import Plan, register
+from fastconv.settings import available_cores
 
 #: What becomes of height and width: so many `phases` of the input, `step` samples apart and `length` samples long, of
 #: which the first begins at `first`, and `taps` of each.
 AXES = np.dtype([(name, np.int64, (2,)) for name in ("phases", "step", "taps", "length", "first")])
+
+_TASKS = 8  # for a core, at least
 
 # The bits of the exponent, all of which are set where a number is not finite.
 _EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000, "float64": 0x7FF0000000000000}
@@ -87,32 +90,35 @@ def _special(values, begin, end, exponent):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _split_planes(x, n, d, h, geo, axes, exponent, deep):  # type: ignore[no-untyped-def]
-    """Copy row `h` of all phases to ``deep (N, G, PH, PW, C, D, H, W)``; whether it has a number that is not finite."""
-    phases, step, first, length, found = axes.phases[1], axes.step[1], axes.first[1], axes.length[1], np.uint8(0)
+def _split_rows(x, n, g, c, d, first, last, geo, axes, exponent, deep):  # type: ignore[no-untyped-def]
+    """Copy rows `first` to `last` of all phases of a channel's plane to ``deep (N, G, PH, PW, C, D, H, W)``.
+
+    The result says whether they have a number that is not finite.
+    """
+    phases, step, first_w, length, found = axes.phases[1], axes.step[1], axes.first[1], axes.length[1], np.uint8(0)
     plane = geo.size[0] * axes.length[0] * length
-    for g in range(geo.groups):
+    apart = geo.in_channels * plane
+    for h in range(first, last):
         for p in range(axes.phases[0]):
             source = resolve(h * axes.step[0] + p + axes.first[0], geo.size[1], geo.padding_mode)
-            for c in range(geo.in_channels):
-                channel = ((n * geo.groups + g) * axes.phases[0] + p) * phases * geo.in_channels + c
-                at, apart = channel * plane + (d * axes.length[0] + h) * length, geo.in_channels * plane
-                if source >= 0 and phases == step:
-                    row = x[n, g, c, d, source]
-                    split_row(row, first, step, geo.padding_mode, 0, deep[at:], apart, length)
-                for q in range(phases):
-                    begin, end = at + q * apart, at + q * apart + length
-                    if source < 0:
-                        deep[begin:end] = 0
-                    elif phases != step:
-                        read_row(x[n, g, c, d, source], first + q, step, geo.padding_mode, 0, deep[begin:end])
-                    found |= _special(deep, begin, end, exponent)
+            channel = ((n * geo.groups + g) * axes.phases[0] + p) * phases * geo.in_channels + c
+            at = channel * plane + (d * axes.length[0] + h) * length
+            if source >= 0 and phases == step:
+                row = x[n, g, c, d, source]
+                split_row(row, first_w, step, geo.padding_mode, 0, deep[at:], apart, length)
+            for q in range(phases):
+                begin, end = at + q * apart, at + q * apart + length
+                if source < 0:
+                    deep[begin:end] = 0
+                elif phases != step:
+                    read_row(x[n, g, c, d, source], first_w + q, step, geo.padding_mode, 0, deep[begin:end])
+                found |= _special(deep, begin, end, exponent)
     return found
 
 
 @inline
 def _split_pixels(x, n, d, h, geo, axes, exponent, deep):  # type: ignore[no-untyped-def]
-    """As :func:`_split_planes`, to ``deep (N, D, H, W, G, PH, PW, C)``."""
+    """Copy row `h` of all phases of all channels to ``deep (N, D, H, W, G, PH, PW, C)``, likewise."""
     phases, step, length, channels = axes.phases[1], axes.step[1], axes.length[1], geo.in_channels
     pixel = geo.groups * axes.phases[0] * phases * channels
     begin = ((n * geo.size[0] + d) * axes.length[0] + h) * length * pixel
@@ -140,19 +146,27 @@ def _split_pixels(x, n, d, h, geo, axes, exponent, deep):  # type: ignore[no-unt
     return _special(deep, begin, begin + length * pixel, exponent)
 
 
-def _space_to_depth(first, last, x, geometry, layout, channels_last, exponent, found, deep, _):  # type: ignore[no-untyped-def]
-    """Copy phases of ``x (N, G, C, D, H, W)``, given by their bits; a task is a row of all.
+def _space_to_depth(  # type: ignore[no-untyped-def]
+    first, last, x, geometry, layout, channels_last, parts, exponent, found, deep, _
+):
+    """Copy phases of ``x (N, G, C, D, H, W)``, given by their bits.
 
-    Tasks that meet a number that is not finite say so in `found`.
+    A task is one of so many parts of a channel's plane, read and written in runs; channels last, a row of pixels. Tasks
+    that meet a number that is not finite say so in `found`.
     """
     geo, axes = geometry[0], layout[0]
     for task in range(first, last):
-        rest, h = divmod(task, axes.length[0])
-        n, d = divmod(rest, geo.size[0])
         if channels_last:
+            rest, h = divmod(task, axes.length[0])
+            n, d = divmod(rest, geo.size[0])
             found[task] = _split_pixels(x, n, d, h, geo, axes, exponent, deep)
         else:
-            found[task] = _split_planes(x, n, d, h, geo, axes, exponent, deep)
+            rest, part = divmod(task, parts)
+            rest, d = divmod(rest, geo.size[0])
+            rest, c = divmod(rest, geo.in_channels)
+            n, g = divmod(rest, geo.groups)
+            begin, end = part * axes.length[0] // parts, (part + 1) * axes.length[0] // parts
+            found[task] = _split_rows(x, n, g, c, d, begin, end, geo, axes, exponent, deep)
 
 
 _kernel = TaskKernel(_space_to_depth)
@@ -164,11 +178,12 @@ class _SpaceToDepthPlan(RewritingPlan):
         deep = algorithm.rewritten(problem)
         self._problem, self._pieces, self._axes = problem, lower(problem), _axes(problem)
         self._shape = deep.batch, deep.groups, deep.in_channels // deep.groups, *deep.size
+        self._tasks, self._parts = _tasks(problem)
         self._dtype = named_dtype(problem.dtype)
         self._bits = np.dtype(f"i{self._dtype.itemsize}")
         memory = array(self._bits, 1, contiguous=True, readonly=False)
         self._kernel = _kernel.compile(
-            array(self._bits, 6), records(GEOMETRY), records(AXES), integer, integer,
+            array(self._bits, 6), records(GEOMETRY), records(AXES), integer, integer, integer,
             array(np.dtype(np.uint8), 1, contiguous=True, readonly=False), memory, memory,
         )  # fmt: skip
 
@@ -189,11 +204,10 @@ class _SpaceToDepthPlan(RewritingPlan):
         n, groups, channels, *size = self._shape
         last = self._problem.channels_last
         copied = recycling.empty((math.prod(self._shape),), self._bits)
-        tasks = n * size[0] * size[1]
-        found = np.empty(tasks, np.uint8)
+        found = np.empty(self._tasks, np.uint8)
         self._kernel(
-            tasks, copied.size, 0, x.view(self._bits), self._pieces[0].geometry, self._axes, int(last),
-            _EXPONENTS[self._problem.dtype], found, copied,
+            self._tasks, copied.size, 0, x.view(self._bits), self._pieces[0].geometry, self._axes, int(last),
+            self._parts, _EXPONENTS[self._problem.dtype], found, copied,
         )  # fmt: skip
         for_other, taps = packed
         if found.any():
@@ -216,13 +230,23 @@ class _SpaceToDepthPlan(RewritingPlan):
         return joined[..., :kernel_h, :kernel_w]
 
 
-def _running(problem: ConvProblem) -> Iterable[Work]:
-    deep = _deep(problem)
-    rows, copied = deep.batch * deep.size[0] * deep.size[1], math.prod(deep.x_shape)
+def _tasks(problem: ConvProblem) -> tuple[int, int]:
+    """Tasks of a copy, and of how many of them a channel's plane is."""
+    n, depth, rows = problem.batch, *_deep(problem).size[:2]
     if problem.channels_last:
-        return [Work(rows, {"pixels": copied})]
-    phases = int(_axes(problem)[0]["phases"][0])
-    return [Work(rows, {"planes": copied, "row": rows * phases * problem.in_channels})]
+        return n * depth * rows, 1
+    planes = n * problem.in_channels * depth
+    parts = min(-(-_TASKS * available_cores() // max(planes, 1)), rows)
+    return planes * parts, parts
+
+
+def _running(problem: ConvProblem) -> Iterable[Work]:
+    deep, (tasks, _) = _deep(problem), _tasks(problem)
+    copied = math.prod(deep.x_shape)
+    if problem.channels_last:
+        return [Work(tasks, {"pixels": copied})]
+    rows = deep.batch * deep.size[0] * deep.size[1] * int(_axes(problem)[0]["phases"][0]) * problem.in_channels
+    return [Work(tasks, {"planes": copied, "row": rows})]
 
 
 def _packing(problem: ConvProblem) -> Iterable[Work]:

@@ -32,6 +32,7 @@ _COPIED = 128  # weights of an input that are copied together: most of their cac
 _WEIGHTS = 20 << 10  # bytes of weights that stay in L1: their tiles are multiplied side by side
 _SUMS = 64 << 10  # sums of a task, over all its channels, which share what was staged
 _TASKS = 4  # for a core; more would share the work no better
+_FEW = 8  # tasks of a core: one more or less shows
 _LATE = 0.15  # of a task
 _STARTED = 50_000  # multiply-adds in the time in which a task is begun
 
@@ -83,8 +84,7 @@ class Cut:
         # Tiles of pixels take numbers of channels side by side: planes are turned as they are staged.
         self._readable = readable and (across_pixels or channels_last)
         depth, height, width = c.count
-        wanted = -(-width // self._pixels_of_a_row())
-        columns = width if wanted <= 1 else -(-width // (wanted * self.tile)) * self.tile
+        columns = self._columns(width)
         rows = self._rows(height, columns, CACHE_LINE // itemsize)
         spatial = c.batch * c.groups * depth * -(-height // rows) * -(-width // columns)
         channels = self._channels(c.out_channels, spatial, rows * columns, turned=not (across_pixels or channels_last))
@@ -142,14 +142,19 @@ class Cut:
         arranged = outputs * c.reduction / max(c.batch * c.positions, 1) if unpacked else 0
         return packed + idle_pixels < outputs * _TURNED + staged * _STAGED + idle_outputs + arranged * _ARRANGED
 
-    def _pixels_of_a_row(self) -> int:
-        """Pixels of a task along a row, at most: a long stride brings many elements for each of few taps."""
-        if self._readable:
-            return _PIXELS
-        c = self._correlation
-        inputs = min(c.in_channels, max(_TAPS // max(math.prod(c.kernel), 1), 1))
-        seen = max(min(c.stride[2], c.kernel[2]) * inputs, 1)
-        return max(min(_STAGED_ELEMENTS // seen, _PIXELS), self.tile)
+    def _columns(self, width: int) -> int:
+        """Pixels of a task along a row: whole tiles; a long stride brings many elements for each of few taps."""
+        c, tile, most = self._correlation, self.tile if self.across_pixels else tile_pixels(), _PIXELS
+        if not self._readable:
+            inputs = min(c.in_channels, max(_TAPS // max(math.prod(c.kernel), 1), 1))
+            seen = max(min(c.stride[2], c.kernel[2]) * inputs, 1)
+            most = max(min(_STAGED_ELEMENTS // seen, _PIXELS), self.tile)
+        wanted, cores = -(-width // most), available_cores()
+        if wanted <= 1:
+            return width
+        if c.positions == width and wanted < _FEW * cores:  # of a single row no core is to do one task more
+            wanted += -wanted % cores
+        return -(-width // (wanted * tile)) * tile
 
     def _rows(self, height: int, columns: int, line: int) -> int:
         """Rows of a task: nearly as many in each; across pixels so that few lanes are idle.

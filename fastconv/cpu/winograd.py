@@ -96,9 +96,11 @@ class _Cut:
     def _fits(self, tiles: int, inputs: int, channels: int, most: int) -> bool:
         """Cut into tasks of about so many tiles, input and output channels; whether `most` elements hold one."""
         c = self._correlation
-        blocks_w = _ceil(self._tiles[1], tiles)
+        cores, blocks_w = available_cores(), _ceil(self._tiles[1], tiles)
+        if self._rows == 1 and cores < blocks_w < _FEW * cores:  # as rows, below
+            blocks_w = _ceil(blocks_w, cores) * cores
         columns = _ceil(self._tiles[1], blocks_w)
-        blocks_r, cores = _ceil(self._rows, max(tiles // columns, 1)), available_cores()
+        blocks_r = _ceil(self._rows, max(tiles // columns, 1))
         # No core is to be idle for want of tasks, nor to wait while others do the last ones of few.
         blocks_r = max(blocks_r, _ceil(cores, max(c.groups * blocks_w * _ceil(c.out_channels, self.tile), 1)))
         if cores < blocks_r < _FEW * cores:

@@ -321,7 +321,7 @@ def _running(window: int) -> CostModel:
             "transformed": 3.7e-10, "result": 5.4e-10, "dilated": 1.1e-9, "arranged": 1e-10, "row": 3.1e-7,
             "task": 4.1e-7, "call": 1.4e-5},
         6: {"product": 2.1e-11, "tile": 1.7e-8, "input": 1.3e-10, "far": 1.4e-10, "weight": 3.9e-11,
-            "transformed": 2.7e-10, "result": 7.2e-10, "dilated": 1.1e-9, "arranged": 3.1e-10, "row": 5.5e-7,
+            "transformed": 2.7e-10, "result": 7.2e-10, "dilated": 1.1e-9, "arranged": 3.1e-10, "row": 5e-7,
             "task": 4.7e-7, "call": 1.4e-5},
     }  # fmt: skip
     return CostModel(lambda problem: (cut.work for cut in _cuts(problem, window)), rates[window])

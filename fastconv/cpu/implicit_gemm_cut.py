@@ -205,10 +205,12 @@ class Cut:
         if self.across_pixels:
             return False
         c, block = self._correlation, self.blocking[0]
-        # Pixels or, where taps are fewer than the stride is long, groups of pixels.
         run, apart = int(block["inputs"]) * self._itemsize, pixel
-        if c.kernel[2] < c.stride[2]:
-            run, apart = (run if run < pixel else run * c.kernel[2]), pixel * c.stride[2]
+        whole = run >= pixel
+        if c.kernel[2] < c.stride[2]:  # taps of a position, and those of the next, which the stride leaps to
+            run, apart = run * c.kernel[2] if whole else run, pixel * c.stride[2]
+        elif whole:  # pixels side by side
+            return False
         room = _L2 * min(run / math.gcd(apart, _ROUND), 1)
         taken = int(block["staged"]) * self._itemsize
         return taken >= room * (0.5 if run < _SHORT else 1 if run < _LONG else 2)

@@ -53,10 +53,10 @@ from fastconv.cpu.jit import TaskKernel, array, inline, integer, records
 from fastconv.cpu.microkernel import AHEAD, TILE_VECTORS, complete_pixels, padded
 from fastconv.cpu.pairs import SMALL, WORD, Words, images_at_once, paired, word_bytes
 from fastconv.cpu.panels import flat_memory, pack_panels
+from fastconv.cpu.pixel_tasks import locate, write_task
 from fastconv.cpu.plan import PiecewisePlan
-from fastconv.cpu.rows import add_row, write_row
 from fastconv.cpu.staging import stage
-from fastconv.cpu.transpose import transpose_block, transpose_plane
+from fastconv.cpu.transpose import transpose_plane
 from fastconv.cpu.weight_tiles import WeightTiles
 from fastconv.lowering import GEOMETRY, Correlation, lower, once_a_kind
 from fastconv.problem import ConvProblem
@@ -65,20 +65,6 @@ from fastconv.settings import USUAL_WORKSPACE, get_num_threads
 
 _NEAR = 256 << 10  # bytes of weights that stay in L2; others are asked for before they are multiplied
 _CHUNK = 64  # inputs whose weights are copied together: their cache lines stay in L2 wherever they lie
-
-
-class _Task(NamedTuple):
-    """What a task computes: of an image, group and plane, from which output, row and column on, and how many."""
-
-    n: int
-    g: int
-    d: int
-    o: int
-    h: int
-    w: int
-    channels: int
-    rows: int
-    columns: int
 
 
 class _Begin(NamedTuple):
@@ -127,7 +113,7 @@ def _implicit_gemm(  # type: ignore[no-untyped-def]
     unlimited = activation <= CLIP and residual.shape[0] == 0 and y.itemsize == memory.itemsize
 
     for number in range(first, last):
-        task = _locate(number, geo, block)
+        task = locate(number, geo, block)
         pixels = (task.rows - 1) * block.columns + task.columns
         wide = block.lanes if block.across_pixels else 1
         for o in range(task.channels if bias.shape[0] > 0 else 0):
@@ -182,20 +168,7 @@ def _implicit_gemm(  # type: ignore[no-untyped-def]
             apart = block.pitch * memory.itemsize
             copy_planes(results, results_at, 0, step_w, memory, 0, 0, apart, 1, pixels, task.channels)
         elif not direct:
-            _write(task, block, memory, y, residual, activation, parameters, half)
-
-
-@inline
-def _locate(number, geo, block):  # type: ignore[no-untyped-def]
-    """The task of that number."""
-    rest, o_block = divmod(number, block.blocks[0])
-    rest, w_block = divmod(rest, block.blocks[2])
-    rest, h_block = divmod(rest, block.blocks[1])
-    rest, d = divmod(rest, geo.count[0])
-    n, g = divmod(rest, geo.groups)
-    o, h, w = o_block * block.channels, h_block * block.rows, w_block * block.columns
-    channels, rows = min(block.channels, geo.out_channels - o), min(block.rows, geo.count[1] - h)
-    return _Task(n, g, d, o, h, w, channels, rows, min(block.columns, geo.count[2] - w))
+            write_task(task, block, memory, y, residual, activation, parameters, half)
 
 
 @inline
@@ -286,38 +259,6 @@ def _copy_runs(  # type: ignore[no-untyped-def]
                 min(_CHUNK, inputs - c), 1, run,
             )  # fmt: skip
             at += run * weights.itemsize
-
-
-@inline
-def _write(task, block, memory, y, residual, activation, parameters, half):  # type: ignore[no-untyped-def]
-    """Write the results of a task, whose sums lie in rows of channels or of pixels.
-
-    Channels first needs rows of pixels: others are turned, a vector of channels at a time.
-    """
-    lanes, pitch, nothing = block.lanes, block.pitch, memory.dtype.type(0)
-    pixels, channels_last = (task.rows - 1) * block.columns + task.columns, block.channels_last
-    turned = not block.across_pixels and not channels_last
-    line, lines_at = -(-block.rows * block.columns // lanes) * lanes, block.sums + block.start
-    for o in range(0, task.channels, task.channels if channels_last else lanes):
-        for p in range(0, pixels if turned else 0, lanes):
-            transpose_block(memory, p * pitch + o, pitch, memory, lines_at + p, line)
-        parts = task.columns if channels_last else min(lanes, task.channels - o)
-        for i in range(task.rows * parts):
-            if channels_last:
-                row, column = divmod(i, task.columns)
-                at, h, w = (row * block.columns + column) * pitch, task.h + row, task.w + column
-                results = y[task.n, task.g, task.o : task.o + task.channels, task.d, h, w]
-                added = residual[task.n, task.g, task.o : task.o + task.channels, task.d, h, w]
-            else:
-                channel, row = divmod(i, task.rows)
-                at = lines_at + channel * line if turned else (o + channel) * pitch
-                at, h, c = at + row * task.columns, task.h + row, task.o + o + channel
-                results = y[task.n, task.g, c, task.d, h, task.w : task.w + task.columns]
-                added = residual[task.n, task.g, c, task.d, h, task.w : task.w + task.columns]
-            done = memory[at : at + results.shape[0]]
-            if residual.shape[0] > 0:
-                add_row(done, added, half)
-            write_row(done, nothing, activation, parameters, half, results)
 
 
 _kernel = TaskKernel(_implicit_gemm)

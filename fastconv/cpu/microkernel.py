@@ -187,6 +187,29 @@ def sum_of_products(
     return {at: builder.load(held[at], typ=vector) for at in start}
 
 
+def sum_and_ask(
+    builder: ir.IRBuilder,
+    taps: ir.Value,
+    start: dict[tuple[int, int], ir.Value],
+    operands: Callable[[ir.Value], tuple[list[ir.Value], list[ir.Value]]],
+    coming: tuple[ir.Value, ir.Value],
+    combine: Combine = multiply_add,
+) -> dict[tuple[int, int], ir.Value]:
+    """As :func:`sum_of_products`, for t < taps; `coming` says what is wanted next, and each tap asks for a step more.
+
+    A step of 0 bytes asks for nothing.
+    """
+    ahead, step = coming
+
+    def asking(t: ir.Value) -> tuple[list[ir.Value], list[ir.Value]]:
+        emit_prefetch(builder, moved(builder, ahead, builder.mul(t, step), BYTE), write=False)
+        return operands(t)
+
+    asked = builder.select(builder.icmp_signed("==", step, INDEX(0)), INDEX(0), taps)
+    so_far = sum_of_products(builder, INDEX(0), asked, start, asking, combine)
+    return sum_of_products(builder, asked, taps, so_far, operands, combine)
+
+
 @intrinsic
 def multiply_tile(  # type: ignore[no-untyped-def]
     typing_context, sums, sums_at, pitch, lines, offsets, taps, weights, weights_at, channels, length
@@ -257,12 +280,8 @@ def _emit_pixels(
     weights: ir.Value, vector: ir.Type, vectors: int, limits: list[ir.Value], coming: tuple[ir.Value, ir.Value],
     combine: Combine,
 ) -> None:  # fmt: skip
-    """One tile: of the pixels that see the lines from `bases` on, through all taps.
-
-    Of what is wanted next, each tap asks for a step more.
-    """
+    """One tile: of the pixels that see the lines from `bases` on, through all taps."""
     sums, pitch, start, start_pitch, start_step = ends
-    ahead, step = coming
     number, lanes, align = vector.element, vector.count, itemsize(vector.element)
 
     def operands(t: ir.Value) -> tuple[list[ir.Value], list[ir.Value]]:
@@ -272,10 +291,6 @@ def _emit_pixels(
             [moved(builder, base, offset, number) for base in bases],
             [moved(builder, row, INDEX(v * lanes), number) for v in range(vectors)],
         )
-
-    def asking(t: ir.Value) -> tuple[list[ir.Value], list[ir.Value]]:
-        emit_prefetch(builder, moved(builder, ahead, builder.mul(t, step), BYTE), write=False)
-        return operands(t)
 
     def place(base: ir.Value, row_pitch: ir.Value, step: ir.Value, p: int, v: int) -> ir.Value:
         at = builder.add(builder.mul(row_pitch, INDEX(p)), builder.mul(step, INDEX(v)))
@@ -288,9 +303,7 @@ def _emit_pixels(
     }
     for p in range(len(bases) if limits else 0):  # sums may go to memory that is in no cache
         emit_prefetch(builder, place(sums, pitch, INDEX(lanes), p, 0), write=True)
-    asked = builder.select(builder.icmp_signed("==", step, INDEX(0)), INDEX(0), taps)
-    sums_so_far = sum_of_products(builder, INDEX(0), asked, first, asking, combine)
-    for (p, v), total in sum_of_products(builder, asked, taps, sums_so_far, operands, combine).items():
+    for (p, v), total in sum_and_ask(builder, taps, first, operands, coming, combine).items():
         builder.store(_clipped(builder, total, limits), place(sums, pitch, INDEX(lanes), p, v), align=align)
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from operator import itemgetter, methodcaller
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from fastconv.cpu.copying import copy_planes, prefetch
 from fastconv.cpu.jit import TaskKernel, array, inline, integer
 from fastconv.cpu.microkernel import TILE_VECTORS
 from fastconv.cpu.transpose import gather_vector, scatter_block, transpose_block
-from fastconv.lowering import lower
+from fastconv.lowering import Correlation, lower
 from fastconv.machine import vector_bytes
 from fastconv.problem import ConvProblem
 
@@ -132,10 +132,13 @@ class WeightTiles:
     Parameters
     ----------
     problem : ConvProblem
+    pieces : sequence of Correlation, optional
+        Those of its lowering, or others of which each has some of its taps.
     """
 
-    def __init__(self, problem: ConvProblem) -> None:
-        self._pieces, self._dtype = lower(problem), named_dtype(problem.accumulator_dtype)
+    def __init__(self, problem: ConvProblem, pieces: Sequence[Correlation] | None = None) -> None:
+        self._pieces = lower(problem) if pieces is None else pieces
+        self._dtype = named_dtype(problem.accumulator_dtype)
         self._lanes = vector_bytes() // self._dtype.itemsize
         self._tile = TILE_VECTORS * self._lanes
         vector = array(self._dtype, 1, contiguous=True, readonly=False)
@@ -146,18 +149,28 @@ class WeightTiles:
 
     def __call__(self, w: Array) -> list[Array]:
         """For each piece, the tiles of its part of ``w (G, O, C, KD, KH, KW)``: ``(G, taps * O)``, O padded."""
-        taps = self._taps(w)
-        where = self._layout(w.shape, taps.strides)
-        tiles = recycling.empty((where.elements,), self._dtype)
-        used = where.view(taps)
-        self._kernel(where.tasks, used.size, 0, used, where.table, self._lanes, self._tile, where.outputs, tiles)
-        return [tiles[part].reshape(len(w), -1) for part in where.parts]
+        tiles, parts = self._arranged(w)
+        return [tiles[part].reshape(len(w), -1) for part in parts]
+
+    def in_rows(self, w: Array) -> Array:
+        """For pieces of equal size, a row of tiles for each: ``(pieces, G * taps * O)``, padded at its end."""
+        tiles, parts = self._arranged(w)
+        return tiles.reshape(len(parts), tiles.size // max(len(parts), 1))
 
     def of_a_task(self, w: Array) -> tuple[Array, Array]:
         """For a problem of one piece: the weights and the table from which a task arranges a tile of its own."""
         taps = self._taps(w)
         used, table = self._in_pieces(w.shape[3:], (0,), taps.strides[3] < 0)
         return taps[..., used], table
+
+    def _arranged(self, w: Array) -> tuple[Array, list[slice]]:
+        """The tiles of all pieces, and which are whose."""
+        taps = self._taps(w)
+        where = self._layout(w.shape, taps.strides)
+        tiles = recycling.empty((where.elements,), self._dtype)
+        used = where.view(taps)
+        self._kernel(where.tasks, used.size, 0, used, where.table, self._lanes, self._tile, where.outputs, tiles)
+        return tiles, where.parts
 
     def _taps(self, w: Array) -> Array:
         w = w if w.dtype is self._dtype else w.astype(self._dtype, copy=False)

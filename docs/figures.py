@@ -176,6 +176,32 @@ def fully_connected() -> None:
     note(turned, 12, 13, "of as many rows as a vector has lanes, in registers")
 
 
+def kn2row() -> None:
+    """The pixels that a tap meets, and the tile that takes them from a list."""
+    plane, tile = panels("the pixels of one tap", "the register tile")
+    grid(plane, 3, 2.2, 9, 9, EMPTY, 0.95)
+    grid(plane, 3 + 0.95, 2.2 + 0.95, 7, 7, INPUT, 0.95)
+    frame(plane, 3, 2.2, 7 * 0.95, 7 * 0.95)
+    grid(plane, 14.5, 3.15, 7, 7, EMPTY, 0.95)
+    grid(plane, 14.5 + 0.95, 3.15 + 0.95, 6, 6, OUTPUT, 0.95)
+    note(plane, 7.3, 1.2, "samples in zero padding")
+    note(plane, 17.8, 1.2, "pixels that meet one")
+    note(plane, 12, 12.2, "outlined: what tap (0, 0) of a 3 x 3 kernel sees;\n36 of 49 pixels are listed")
+    for i, row in enumerate((0.8, 2.2, 3.6, 6.4, 7.8, 9.2)):
+        grid(tile, 1, row, 7, 1, INPUT, 1)
+        grid(tile, 14.5, row, 8, 1, OUTPUT, 1)
+        note(tile, 8.6, row + 0.5, f"pixel {(11, 12, 13, 15, 16, 17)[i]}", "left", 7)
+    grid(tile, 14.5, 12.2, 8, 1, WEIGHT, 1)
+    frame(tile, 1 + 2, 0.8, 1, 9.4)
+    note(
+        tile,
+        4.6,
+        12.3,
+        "outlined: a channel of six listed pixels, times\nits weights for two vectors of outputs",
+        fontsize=7,
+    )
+
+
 def fft() -> None:
     """Overlapping tiles along one axis, and what a vector holds."""
     tiles, lanes, product = panels("overlap-save along one axis", "a unit: one tile in each lane", "at each frequency")
@@ -447,7 +473,7 @@ def depthwise_weight_gradient() -> None:
 FIGURES = {
     figure.__name__: figure
     for figure in (
-        direct, implicit_gemm, integers, im2col, fully_connected, fft, winograd, space_to_depth, depthwise,
+        direct, implicit_gemm, integers, im2col, fully_connected, kn2row, fft, winograd, space_to_depth, depthwise,
         depthwise_weight_gradient, col2im, weight_gradient, parts,
     )
 }  # fmt: skip

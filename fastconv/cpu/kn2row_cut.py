@@ -16,8 +16,8 @@ from fastconv.machine import vector_bytes
 from fastconv.problem import ConvProblem
 from fastconv.settings import available_cores
 
-_PIXELS = 192  # of a task: what it sees of a block of inputs stays in L2, beside its sums
-_INPUTS = 256  # of a block: their weights for a tile of outputs stay in L1
+_PIXELS = 128  # of a task: what it sees of a block of inputs stays in L2, beside its sums
+_INPUTS = 512  # of a block: their weights for a tile of outputs, as large as L1, are used by all listed pixels
 _SUMS = 64 << 10  # of a task
 _STAGED_ELEMENTS = 1 << 16  # that leave room in L2 for sums
 _STAGED = 32  # outputs are multiplied with an element while it is staged

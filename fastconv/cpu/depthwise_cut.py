@@ -29,9 +29,12 @@ _TOGETHER = 12 << 10  # bytes staged of several groups: with as much of results 
 _WIDTH = 1024  # elements of the longest part of a row of planes in one task
 _NEAR = 20 << 10  # bytes: the planes of one group beyond it leave L1, and are read from L2 for each of its results
 _STAGED_PIXELS = 128 << 10  # bytes of pixels staged by a task: a quarter of L2
-_PIXEL = 256  # bytes that a task takes of each pixel of the input; fewer, lest there be no room for _COLUMNS of results
+# Bytes that a task takes of each pixel of the input, where it stages it and where it reads it; fewer, lest there be no
+# room for _COLUMNS of results.
+_PIXEL, _PIXEL_IN_PLACE = 256, 1024
 _COLUMNS = 16
 _WAY = 4096  # bytes of L1 that have sets of their own
+_SETS = 256  # bytes: that many of a way
 _CROWD = 12  # cache lines of a tile, in one set of 8: more cost as much as staging
 _FEWEST_ROWS = 4  # fewer rows of results are better covered by tiles that lie along the row
 
@@ -109,8 +112,8 @@ class Cut:
 
     def __init__(self, correlation: Phases, itemsize: int, pixels: bool, *, readable: bool) -> None:
         self._correlation = c = correlation
-        # Windows of stride 1 overlap so much that what is staged is read often, faster than the input itself.
-        self._readable = readable and math.prod(c.stride[1:]) > 1
+        # Large windows of stride 1 overlap so much that what is staged is read often, faster than the input itself.
+        self._readable = readable and (math.prod(c.stride[1:]) > 1 or c.kernel[2] <= LONGEST_RUN)
         self.tables = lru_cache(maxsize=8)(self._tables)
         depth, height, width = c.count
         (_, stride, stride_w), (_, dilation, dilation_w) = c.stride, c.dilation
@@ -129,7 +132,8 @@ class Cut:
         if pixels:
             room = _STAGED_PIXELS // itemsize
             pixel = lanes
-            together = max(min(_PIXEL // itemsize // lanes, slots), 1)
+            together = (_PIXEL_IN_PLACE if self._readable else _PIXEL) // itemsize // lanes
+            together = max(min(together, slots), 1)
 
             def fitting() -> int:
                 """Columns of results that there is room for."""
@@ -234,7 +238,7 @@ class Cut:
         """Whether a column of pixels that a tile reads of an input of those strides is too much for some sets of L1."""
         c, axis = self._correlation, 2 if self.blocking[0]["along"] else 1
         rows = (int(self.strips["height"][0]) - 1) * c.stride[axis] + (c.kernel[axis] - 1) * c.dilation[axis] + 1
-        sets = np.bincount(np.arange(rows) * strides[3 + axis] % _WAY // _PIXEL)
+        sets = np.bincount(np.arange(rows) * strides[3 + axis] % _WAY // _SETS)
         return max(sets.tolist()) > _CROWD
 
     def _table(self, plane: int, row: int, part: int, pixel: int) -> np.ndarray[Any, Any]:

@@ -6,8 +6,8 @@ every output channel is a group of its own. Of the C inputs of each, the tile ta
 them, and spreads it over the lanes of the outputs that read it.
 
 What is staged is read once for each tap, but written and read once more. With a stride, or in rows of three taps, the
-windows share so little that it does not pay: tiles that see no padding read the input where it lies, pixel by pixel all vectors of a task, so that
-each cache line is used whole when it comes. Only a frame of tiles around them is staged.
+windows share so little that it does not pay: tiles that see no padding read the input where it lies, pixel by pixel all
+vectors of a task, so that each cache line is used whole when it comes. Only a frame of tiles around them is staged.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ It has few enough pixels and sums for L2, and there are tasks enough for all cor
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -36,9 +37,7 @@ _FEW = 8  # tasks of a core: one more or less shows
 _LATE = 0.15  # of a task
 _STARTED = 50_000  # multiply-adds in the time in which a task is begun
 
-# Of L2: bytes, and bytes after which its sets come round again. Runs of pixels far apart use few of the sets.
-_L2, _ROUND = 512 << 10, 64 << 10
-_SHORT, _LONG = 128, 512  # bytes of runs too short to be fetched ahead, and of such as are in time from beyond L2
+_SETS, _WAYS = 64, 8  # of L1, which has more ways in some CPUs
 
 _LEAST_VECTORS = 4  # pixels across the vector must be worth so many
 # What it costs, in multiply-adds of a vector, to write down an element of a patch, from runs and one by one; to turn
@@ -191,29 +190,26 @@ class Cut:
         steps, odd = zip(*(divmod(stride, self._itemsize) for stride in strides[2:]), strict=True)
         # Pixels must lie in order, as they do where rows do not overlap.
         ordered = steps[3] > 0 and steps[2] > (c.size[2] - 1) * steps[3]
-        if not self._readable or any(odd) or not ordered or self._crowded(strides[5]):
+        if not self._readable or any(odd) or not ordered or self._crowded(strides[3:]):
             return False, self.places, self.offsets
         places = grid((block["rows"], block["columns"]), (c.stride[1] * steps[2], c.stride[2] * steps[3]))
         taps = (steps[0], *(step * dilation for step, dilation in zip(steps[1:], c.dilation, strict=True)))
         return True, places, grid((block["inputs"], *c.kernel), taps)
 
-    def _crowded(self, pixel: int) -> bool:
-        """Whether what a task sees of pixels so many bytes apart displaces itself from L2 if it is read in place.
+    def _crowded(self, strides: Sequence[int]) -> bool:
+        """Whether what a tile sees of planes, rows and pixels so many bytes apart crowds into a few sets of L1.
 
-        Some channels of each pixel, where the others lie between, are read again for every tile of outputs.
+        For each channel it goes through all taps of its pixels, and finds the lines again that the one before was in.
         """
         if self.across_pixels:
             return False
         c, block = self._correlation, self.blocking[0]
-        run, apart = int(block["inputs"]) * self._itemsize, pixel
-        whole = run >= pixel
-        if c.kernel[2] < c.stride[2]:  # taps of a position, and those of the next, which the stride leaps to
-            run, apart = run * c.kernel[2] if whole else run, pixel * c.stride[2]
-        elif whole:  # pixels side by side
-            return False
-        room = _L2 * min(run / math.gcd(apart, _ROUND), 1)
-        taken = int(block["staged"]) * self._itemsize
-        return taken >= room * (0.5 if run < _SHORT else 1 if run < _LONG else 2)
+        down, along = (stride * step for stride, step in zip(c.stride[1:], strides[1:], strict=True))
+        places = grid((block["rows"], block["columns"]), (down, along))[: tile_pixels()]
+        taps = grid(c.kernel, tuple(dilation * step for dilation, step in zip(c.dilation, strides, strict=True)))
+        lines = np.unique((places[:, None] + taps[: _SETS * _WAYS]) // CACHE_LINE)
+        in_sets = np.bincount(lines % _SETS)
+        return bool(in_sets[in_sets > _WAYS].sum() > lines.size / 2)
 
     def _weight_tables(self, strides: tuple[int, ...]) -> tuple[int, Table, Table]:
         """Where outputs and taps are in a weight ``(G, O, C, KD, KH, KW)`` of those strides, or in a copy of its tiles.
@@ -259,7 +255,9 @@ class Cut:
         """What it costs: products (those of idle lanes included), tiles, staging, results, tasks."""
         block = self.blocking[0]
         images = c.batch * c.groups * c.positions
-        in_place = self._readable and not self._crowded(c.groups * c.in_channels * self._itemsize)
+        pixel = c.groups * c.in_channels * self._itemsize
+        contiguous = c.size[1] * c.size[2] * pixel, c.size[2] * pixel, pixel
+        in_place = self._readable and not self._crowded(contiguous)
         staged = 0 if in_place else self.tasks * c.in_channels * window.elements
         inputs, row = int(block["inputs"]), window.width
         whole = c.groups == 1 and inputs == c.in_channels and row.step == 1 and c.padding_mode == "zeros"

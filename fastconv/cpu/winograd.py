@@ -74,7 +74,7 @@ class _Cut:
         # The weights of a gradient are other ones in each call: tasks take them as they lie.
         self._as_they_lie = problem.op == "input_grad" and len(lower(problem)) == 1
         self._correlation = c = correlation
-        self._itemsize = accumulator.itemsize
+        self._itemsize, self._channels_last = accumulator.itemsize, problem.channels_last
         self.lanes, self._group = vector_bytes() // self._itemsize, _GROUP // self._itemsize
         self.windows, self.taps = windows(c, window), c.kernel[1:]
         self._outputs = [n + 1 - taps for n, taps in zip(self.windows, self.taps, strict=True)]
@@ -189,7 +189,9 @@ class _Cut:
         blocks_o, outputs = int(block["blocks"][0]), padded(c.out_channels, self._itemsize)
         components, tiles = math.prod(self.windows), self._rows * self._tiles[1] * c.groups
         calls = self.tasks * _ceil(len(self.places), tile_pixels()) * _ceil(int(block["channels"]), self.tile)
-        pixels = tiles * math.prod(self._outputs) if c.dilation[2] > 1 else 0
+        # Pixels of a sub-grid lie apart; what is vectors of channels is so in any case.
+        apart = c.dilation[2] > 1 and not self._channels_last
+        pixels = tiles * math.prod(self._outputs) if apart else 0
         passes = sum(n > 1 for n in self.windows) / 2  # the rates are those of two axes, one after the other
         counts = {
             "product": tiles * outputs * self.lines,

@@ -162,8 +162,8 @@ class Depthwise(CpuAlgorithm):
     name = "depthwise"
     running = CostModel(
         _work,
-        {"product": 2.3e-11, "far read": 7.5e-11, "tile": 5e-9, "staged": 1e-10, "result": 8e-11, "read": 1.2e-9,
-         "written": 7e-10, "task": 5e-8, "call": 1.2e-5},
+        {"product": 2.3e-11, "far read": 7.5e-11, "strip": 5e-8, "tile": 5e-9, "staged": 1e-10, "result": 8e-11,
+         "read": 1.2e-9, "written": 7e-10, "task": 5e-8, "call": 1.2e-5},
         frozenset({"product", "far read"}),
     )  # fmt: skip
     packing = CostModel(_packing, {"gathered": 1e-9, "arranged": 1.4e-9, "call": 6e-6})

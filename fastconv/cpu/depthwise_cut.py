@@ -206,6 +206,7 @@ class Cut:
         #: What a piece costs, idle products and padding included, if all is read and written in vectors.
         self.counted = {
             ("product" if near else "far read"): tiles * lanes * (tall * c.reduction if near else reads),
+            "strip": self.tasks * c.out_channels * -(-rows // least) * len(c.phases),
             "tile": tiles * len(c.phases),
             "staged": self.tasks * staged,
             "result": sum(phase.positions for phase in c.phases) * c.batch * c.groups * c.out_channels,

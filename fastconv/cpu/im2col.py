@@ -219,6 +219,7 @@ def _work(problem: ConvProblem) -> Iterable[Work]:
             "arranged": tasks * piece.groups * piece.out_channels * piece.reduction,
             "patch element": positions * piece.reduction,
             "result": positions * piece.out_channels,
+            "row": positions * (piece.reduction + piece.out_channels) / piece.count[2],  # of patches, or of results
             "matrix product": tasks * piece.groups,
             "task": tasks,
         }
@@ -246,6 +247,7 @@ class Im2col(CpuAlgorithm):
             "arranged": 4e-10,  # weights, by the BLAS, for each tile
             "patch element": 5.7e-10,
             "result": 2.3e-10,
+            "row": 1.5e-8,
             "scattered": 9.4e-10,
             "line": 7e-9,
             "matrix product": 2.1e-6,

@@ -127,7 +127,7 @@ class Cut:
         block["sums"], block["start"] = sums, start
         self.scratch = staging.elements + panels + copies + sums + start + turned
         self.tables = lru_cache(maxsize=8)(self._tables)
-        self.work = self._count(c, window, channels_last)
+        self.work = self._count(c, window, problem)
 
     def _pixels_are_better(self, c: Correlation, readable: bool, unpacked: bool) -> bool:
         """Whether to write patches down costs less than what it spares, each in multiply-adds of a vector per pixel."""
@@ -251,11 +251,13 @@ class Cut:
 
         return max(min(min(cuts, key=time), out_channels), 1)
 
-    def _count(self, c: Correlation, window: Window, channels_last: bool) -> Work:
+    def _count(self, c: Correlation, window: Window, problem: ConvProblem) -> Work:
         """What it costs: products (those of idle lanes included), tiles, staging, results, tasks."""
-        block = self.blocking[0]
+        block, channels_last = self.blocking[0], problem.channels_last
         images = c.batch * c.groups * c.positions
-        pixel = c.groups * c.in_channels * self._itemsize
+        # In a gradient of the weight the channels of its input are images here.
+        exchanged = problem.op == "weight_grad"
+        pixel = c.groups * (c.batch if exchanged else c.in_channels) * self._itemsize
         contiguous = c.size[1] * c.size[2] * pixel, c.size[2] * pixel, pixel
         in_place = self._readable and not self._crowded(contiguous)
         staged = 0 if in_place else self.tasks * c.in_channels * window.elements
@@ -265,6 +267,8 @@ class Cut:
         counts = {
             "staged": staged,
             "run": staged / (side_by_side * (inputs if channels_last else 1)),
+            # Channels last, the elements of such an image lie in cache lines of their own.
+            "scattered": self.tasks * c.in_channels * window.elements if exchanged and channels_last else 0,
             "task": self.tasks,
         }
         weights, panels_of_task = self.tasks * int(block["channels"]) * c.reduction, len(self.places) / self.tile

@@ -206,7 +206,7 @@ class Kn2row(CpuAlgorithm):
         _work,
         {
             "product": 2.05e-11, "tile": 1.4e-8, "spot": 3.2e-9, "staged": 1.8e-10, "result": 3e-10, "line": 1e-8,
-            "row": 9e-9, "weight": 5.5e-11, "task": 3e-7, "call": 1.1e-5,
+            "row": 9e-9, "weight": 4.5e-11, "late weight": 7e-11, "task": 3e-7, "call": 1.1e-5,
         },
     )  # fmt: skip
     packing = CostModel(_packing, {"arranged": 4e-10, "arranging": 3.5e-6, "call": 2e-6})

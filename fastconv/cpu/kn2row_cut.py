@@ -22,6 +22,7 @@ _SUMS = 64 << 10  # of a task
 _STAGED_ELEMENTS = 1 << 16  # that leave room in L2 for sums
 _STAGED = 32  # outputs are multiplied with an element while it is staged
 _TASKS = 4  # for a core; more would share the work no better
+_USES = 16  # of a weight: with fewer, it comes later than it is wanted
 _LATE = 0.15  # of a task, by which some thread is the last
 
 #: How a correlation is cut: tasks of `rows` by `columns` pixels and `channels` outputs, `blocks` of them along
@@ -112,14 +113,16 @@ class Cut:
         rounds = -(-c.in_channels // int(block["inputs"]))
         staged = 0 if self._readable else self.tasks * c.in_channels * window.elements
         results = images * c.positions * c.out_channels
+        products, weights = seen * outputs * c.in_channels, images * used * outputs * c.in_channels
         return {
-            "product": seen * outputs * c.in_channels,
+            "product": products,
             "tile": seen * rounds * -(-c.out_channels // int(block["tile"][1])) / tile_pixels(),
             "spot": seen * rounds * int(block["blocks"][0]),
             "staged": staged,
             "result": results,
             "row": results / (c.out_channels if channels_last else int(block["columns"])),
-            "weight": images * used * outputs * c.in_channels,
+            "weight": weights,
+            "late weight": max(weights - products / _USES, 0),
             "task": self.tasks,
         }
 

@@ -89,6 +89,15 @@ def lookup(
     return remembered(_execution, known, (algorithm, device, *options))
 
 
+def check(op: str, ndim: int, w: Any, bias: Any, algorithm: Any, device: Any, options: tuple[Any, ...]) -> None:
+    """Raise what every call with these would raise, whatever its input."""
+    named = dict(zip(_PROBLEMS[op][0], options, strict=True))
+    problem = ConvProblem.without_pixels(op, ndim, w.shape, dtype=compute_dtype(w.dtype, w.dtype, ("w", "w")), **named)
+    if bias is not None and bias.shape != (problem.result_channels,):
+        raise ValueError(f"bias has shape {bias.shape}: expected {(problem.result_channels,)}")
+    dispatch.check_names(algorithm, device)
+
+
 def _execution(
     op: str, ndim: int, x_shape: tuple[int, ...], x_dtype: Any, w_shape: tuple[int, ...], w_dtype: Any, bias: bool,
     residual: bool, home: str, prepared: bool, algorithm: str, device: str, *options: Any,

@@ -86,14 +86,26 @@ def choose(problem: ConvProblem, device: str = "cpu", algorithm: str = "auto", *
     """
     known = {a.name: a for a in algorithms(device)}
     if algorithm != "auto":
-        if algorithm not in known:
-            raise ValueError(f"algorithm={algorithm!r}: expected 'auto' or one of {', '.join(known)} on the {device}")
+        check_names(algorithm, device)
         reason = known[algorithm].why_not(problem)
         if reason is not None:
             raise ValueError(f"algorithm={algorithm!r} cannot compute {problem}: {reason}")
         return configured(known[algorithm], problem, prepared=prepared)
     willing = [configured(a, problem, prepared=prepared) for a in known.values() if a.why_not(problem) is None]
     return min(willing, key=lambda a: estimate(a, problem, prepared=prepared))
+
+
+def check_names(algorithm: Any, device: Any) -> None:
+    """Raise `ValueError` if `algorithm` or `device` is none that there is."""
+    if device not in DEVICES:
+        raise ValueError(f"device={device!r}: expected one of {', '.join(map(repr, DEVICES))}")
+    known: dict[str, None] = {}
+    for at in ("cpu", "gpu") if device == "auto" else (device,):
+        known |= {a.name: None for a in algorithms(at)}
+        if algorithm == "auto" or algorithm in known:  # before those of a GPU are imported
+            return
+    where = "" if device == "auto" else f" on the {device}"
+    raise ValueError(f"algorithm={algorithm!r}: expected 'auto' or one of {', '.join(known)}{where}")
 
 
 def place(problem: ConvProblem, device: str, home: str, *, prepared: bool = False) -> str:
@@ -104,8 +116,7 @@ def place(problem: ConvProblem, device: str, home: str, *, prepared: bool = Fals
     ValueError
         If `device` is unknown, or asks for a GPU where there is none, or for the CPU for arrays on a GPU.
     """
-    if device not in DEVICES:
-        raise ValueError(f"device={device!r}: expected one of {', '.join(map(repr, DEVICES))}")
+    check_names("auto", device)
     if home == "gpu":
         if device == "cpu":
             raise ValueError("device='cpu': the arrays live on a GPU; bring them to the host first (cupy.asnumpy)")

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from typing import Any, ClassVar
 
 from fastconv.arrays import Kind, adopt, at_home, is_plain
-from fastconv.calling import freeze, lookup
+from fastconv.calling import check, freeze, lookup
 from fastconv.dispatch import Execution, adopt_all, times_chosen
 from fastconv.settings import workspace_limit
 
@@ -29,6 +29,7 @@ class _Layer:
         self._bias = None if bias is None else adopt("bias", bias)[0].copy()
         self._options = freeze(options)  # a list among them is the caller's
         self._algorithm, self._device = algorithm, device
+        check(self.op, self.ndim, self._w, self._bias, freeze(algorithm), freeze(device), self._options)
         self._packed: OrderedDict[Any, Any] = OrderedDict()
         self._ready: dict[Any, tuple[Execution, Any]] = {}
 
@@ -164,7 +165,7 @@ class Conv2d(_Conv):
     Raises
     ------
     ValueError, TypeError
-        As :func:`fastconv.conv2d` does, when called.
+        As :func:`fastconv.conv2d` does: of the weight, the bias and the options when made, of the rest when called.
 
     Examples
     --------
@@ -220,7 +221,8 @@ class ConvTranspose2d(_ConvTranspose):
     Raises
     ------
     ValueError, TypeError
-        As :func:`fastconv.conv_transpose2d` does, when called.
+        As :func:`fastconv.conv_transpose2d` does: of the weight, the bias and the options when made, of the rest when
+        called.
 
     Examples
     --------

@@ -7,6 +7,7 @@ one ``(1, H, W)``. ``ndim`` says how many of them the user knows about.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -275,6 +276,17 @@ class ConvProblem:
             **args.fields(),
         )
 
+    @classmethod
+    def without_pixels(cls, op: str, ndim: int, w_shape: Sequence[int], **options: Any) -> ConvProblem:
+        """Describe `op` for an input that has channels but no pixels, or say what is wrong with weight and options."""
+        args = _Arguments(ndim, **{name: options[name] for name in _SHARED})
+        outer, inner, _ = args.split_weight(lengths("w_shape", w_shape))
+        describe, channels = (cls.forward, inner * args.groups) if op == "forward" else (cls.transposed, outer)
+        x_shape = args.data_format.join((), channels, (0, 0, 0))
+        if args.padding_mode != "zeros":  # which makes nothing of no pixels
+            describe(ndim, x_shape, w_shape, **options | {"padding": 0})
+        return describe(ndim, x_shape, w_shape, **options | {"padding_mode": "zeros"})
+
     # -- what follows from the fields -----------------------------------------------------------------------------
 
     @property
@@ -426,6 +438,9 @@ class _Arguments:
                     f"padding={pair} with padding_mode={self.padding_mode!r}: an axis of length {length} "
                     f"(x has shape {x_shape}) takes at most {max(most[self.padding_mode], 0)} on a side"
                 )
+
+
+_SHARED = tuple(inspect.signature(_Arguments).parameters)[1:]
 
 
 def ndim_of(w_shape: Sequence[int]) -> int:

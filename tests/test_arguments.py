@@ -1,6 +1,7 @@
 """Bad arguments of the public functions: the right exception, naming the argument, what came and what was expected."""
 
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ SHAPES = [
     ({"w": W[None]}, ValueError, ["w has shape (1, 4, 4, 3, 3)", "expected 4 axes, OIHW"]),
     ({"w": W[..., :0]}, ValueError, ["w has shape (4, 4, 3, 0)", "at least 1 long"]),
     ({"x": X[:, :3]}, ValueError, ["(4, 4, 3, 3)", "4 * 1 = 4", "x has shape (2, 3, 9, 9) (NCHW) with 3"]),
-    ({"groups": 3}, ValueError, ["groups=3", "4 * 3 = 12", "(2, 4, 9, 9)"]),
+    ({"groups": 2}, ValueError, ["groups=2", "4 * 2 = 8", "(2, 4, 9, 9)"]),
     ({"x": X[..., :2]}, ValueError, ["kernel covers 3", "x of shape (2, 4, 9, 2)", "only 2"]),
     ({"padding": 2**31 - 1}, ValueError, ["padding=((2147483647, 2147483647),", "expected a result of at most"]),
     ({"bias": np.ones(3)}, ValueError, ["bias has shape (3,)", "expected (4,)"]),
@@ -127,6 +128,34 @@ def assert_refuses(call, exception, fragments):
         call()
     for fragment in fragments:
         assert fragment in str(caught.value)
+
+
+@pytest.mark.parametrize(("options", "exception", "fragments"), OPTIONS, ids=lambda value: str(value)[:40])
+def test_layers_refuse_when_they_are_made(options, exception, fragments):
+    assert_refuses(lambda: fastconv.Conv2d(W, **options), exception, fragments)
+
+
+@pytest.mark.parametrize(
+    ("make", "fragments"),
+    [
+        (lambda: fastconv.Conv2d(W[0]), ["w has shape (4, 3, 3)", "expected 4 axes"]),
+        (lambda: fastconv.Conv2d(W, np.ones(3)), ["bias has shape (3,)", "expected (4,)"]),
+        (lambda: fastconv.Conv2d(W, groups=3), ["groups=3", "must divide"]),
+        (lambda: fastconv.ConvTranspose2d(W, np.ones(4), groups=2), ["bias has shape (4,)", "expected (8,)"]),
+        (lambda: fastconv.ConvTranspose2d(W, output_padding=1), ["output_padding=1", "must be smaller"]),
+        (lambda: fastconv.ConvTranspose2d(W, padding_mode="reflect"), ["padding_mode='reflect'", "'zeros' only"]),
+    ],
+)
+def test_layers_refuse_weights_and_biases_when_they_are_made(make, fragments):
+    assert_refuses(make, ValueError, fragments)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_layers_take_padding_that_only_large_inputs_allow(mode):
+    layer = fastconv.Conv1d(np.ones((1, 1, 3)), padding=20, padding_mode=mode)
+    assert layer(np.ones((1, 40))).shape == (1, 78)
+    with pytest.raises(ValueError, match="padding=") if mode != "replicate" else nullcontext():
+        layer(np.ones((1, 9)))
 
 
 @pytest.mark.parametrize(("arguments", "exception", "fragments"), CASES)

@@ -204,7 +204,7 @@ def _work(problem: ConvProblem) -> Iterable[Work]:
     for piece in lower(problem):
         if sees_all(piece):
             weights = piece.groups * piece.out_channels * piece.reduction
-            counts = {
+            counts: dict[str, float] = {
                 "product": piece.macs,
                 "weight": weights,
                 "result": piece.batch * piece.groups * piece.out_channels,

@@ -19,6 +19,7 @@ from fastconv.cpu.depthwise_phases import Phases
 from fastconv.cpu.depthwise_tile import HEIGHTS, LONGEST_RUN, STRIP
 from fastconv.cpu.jit import inline
 from fastconv.cpu.microkernel import odd_lines, padded
+from fastconv.cpu.parallel import CACHE_LINE
 from fastconv.cpu.staging import sees_padding
 from fastconv.lowering import Correlation
 from fastconv.remembering import once
@@ -33,8 +34,7 @@ _STAGED_PIXELS = 128 << 10  # bytes of pixels staged by a task: a quarter of L2
 # room for _COLUMNS of results.
 _PIXEL, _PIXEL_IN_PLACE = 256, 1024
 _COLUMNS = 16
-_WAY = 4096  # bytes of L1 that have sets of their own
-_SETS = 256  # bytes: that many of a way
+_SETS = 64  # of L1
 _CROWD = 12  # cache lines of a tile, in one set of 8: more cost as much as staging
 _FEWEST_ROWS = 4  # fewer rows of results are better covered by tiles that lie along the row
 
@@ -236,11 +236,12 @@ class Cut:
         return strips, np.concatenate([staged, lines])
 
     def _crowded(self, strides: tuple[int, ...]) -> bool:
-        """Whether a column of pixels that a tile reads of an input of those strides is too much for some sets of L1."""
+        """Whether the pixels that a tile reads of an input of those strides are too many for some sets of L1."""
         c, axis = self._correlation, 2 if self.blocking[0]["along"] else 1
-        rows = (int(self.strips["height"][0]) - 1) * c.stride[axis] + (c.kernel[axis] - 1) * c.dilation[axis] + 1
-        sets = np.bincount(np.arange(rows) * strides[3 + axis] % _WAY // _SETS)
-        return max(sets.tolist()) > _CROWD
+        seen = [(kernel - 1) * dilation + 1 for kernel, dilation in zip(c.kernel[1:], c.dilation[1:], strict=True)]
+        seen[axis - 1] += (int(self.strips["height"][0]) - 1) * c.stride[axis]
+        pixels = np.add.outer(np.arange(seen[0]) * strides[4], np.arange(seen[1]) * strides[5]).ravel()
+        return max(np.bincount(pixels // CACHE_LINE % _SETS).tolist()) > _CROWD
 
     def _table(self, plane: int, row: int, part: int, pixel: int) -> np.ndarray[Any, Any]:
         """For each run of each phase, where it begins in a slot, and where its first weight is."""

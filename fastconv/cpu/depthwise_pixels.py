@@ -95,7 +95,8 @@ def convolve_pixels(  # type: ignore[no-untyped-def]
         top = bottom = left = right = 0
         if in_place and strips.shape[0] > 1 and groups % lanes == 0:
             top, bottom, left, right = _unpadded(first_d, first_h, first_w, rows, columns, height, geo, block)
-        for r in range(top, bottom, height):
+        for row in range(top, bottom, height):
+            r = min(row, bottom - height)  # the last tile may overlap the one before
             seen = n * x.strides[0] + g_first * x.strides[1] + first_d * x.strides[3]
             seen = (seen + first_h * x.strides[4] + first_w * x.strides[5]) // size
             convolve_strip(
@@ -120,7 +121,8 @@ def convolve_pixels(  # type: ignore[no-untyped-def]
                     (h_last - 1) * geo.stride[1] + reach_h, w_first * geo.stride[2],
                     (w_last - 1) * geo.stride[2] + reach_w, geo, block, slot, half, weights, scratch,
                 )  # fmt: skip
-            for r in range(r_first, r_last, height):
+            for row in range(r_first, r_last, height):
+                r = min(row, max(r_last - height, r_first))
                 staged, to = r * pitch + j_first * strips[0].step, corner + r * y_pitch + j_first * y_step
                 whole = groups // lanes if in_place and r + height <= r_last else 0
                 if whole > 0:
@@ -144,10 +146,10 @@ def convolve_pixels(  # type: ignore[no-untyped-def]
                             block.sums_step * size, min(height, r_last - r), j_last - j_first, here, half,
                         )  # fmt: skip
                         continue
-                    for row in range(min(height, r_last - r)):
+                    for k in range(min(height, r_last - r)):
                         for j in range(j_last - j_first):
-                            at = sums + row * block.sums_pitch + j * block.sums_step
-                            at_h, at_w = (h + j, w + r + row) if block.along else (h + r + row, w + j)
+                            at = sums + k * block.sums_pitch + j * block.sums_step
+                            at_h, at_w = (h + j, w + r + k) if block.along else (h + r + k, w + j)
                             pixel = scratch[at : at + here]
                             if residual.shape[0] > 0:
                                 add_row(pixel, residual[n, g : g + here, 0, d, at_h, at_w], half)
@@ -157,15 +159,15 @@ def convolve_pixels(  # type: ignore[no-untyped-def]
 
 @inline
 def _unpadded(first_d, first_h, first_w, rows, columns, height, geo, block):  # type: ignore[no-untyped-def]
-    """The rows of tiles (from, to), whole tiles, and the places along them whose windows lie within the image."""
+    """The rows (from, to), at least those of a tile, and the places along them whose windows lie within the image."""
     depth = first_d + (geo.kernel[0] - 1) * geo.dilation[0]
     reach_h, reach_w = (geo.kernel[1] - 1) * geo.dilation[1], (geo.kernel[2] - 1) * geo.dilation[2]
     low_h, high_h = inside(first_h, geo.stride[1], geo.size[1] - reach_h, rows)
     low_w, high_w = inside(first_w, geo.stride[2], geo.size[2] - reach_w, columns)
     if block.along:
-        low_h, high_h, low_w, high_w = low_w, high_w, low_h, high_h
-    low_h = (low_h + height - 1) // height * height
-    tiles = (high_h - low_h) // height
-    if first_d < 0 or depth >= geo.size[0] or tiles <= 0 or low_w == high_w:
+        low_h, high_h, low_w, high_w, rows = low_w, high_w, low_h, high_h, columns
+    if high_h < rows:  # tiles of the rows below are to end within what is staged
+        high_h = high_h // height * height
+    if first_d < 0 or depth >= geo.size[0] or high_h - low_h < height or low_w == high_w:
         return 0, 0, 0, 0
-    return low_h, low_h + tiles * height, low_w, high_w
+    return low_h, high_h, low_w, high_w

@@ -131,7 +131,7 @@ def _samples(
     count: int, blocks: int, kernel: int, stride: int, dilation: int, offset: int, size: int
 ) -> tuple[int, int]:
     """Along an axis, how often taps of positions meet a sample, and how often taps of blocks of positions do."""
-    first = np.arange(count)[:, None] * stride + np.arange(kernel) * dilation - offset
-    meets = (first >= 0) & (first < size)
-    begins = np.arange(0, count, -(-count // blocks))
-    return int(np.count_nonzero(meets)), int(np.count_nonzero(np.logical_or.reduceat(meets, begins)))
+    first, block = np.arange(kernel) * dilation - offset, -(-count // blocks)
+    low, high = np.maximum(-(first // stride), 0), np.minimum(-(-(size - first) // stride), count)  # of positions
+    meet = low < high
+    return int((high - low)[meet].sum()), int(((high - 1) // block - low // block + 1)[meet].sum())

@@ -209,7 +209,7 @@ class Kn2row(CpuAlgorithm):
             "row": 9e-9, "weight": 4.5e-11, "late weight": 7e-11, "task": 3e-7, "call": 1.1e-5,
         },
     )  # fmt: skip
-    packing = CostModel(_packing, {"arranged": 4e-10, "arranging": 3.5e-6, "call": 2e-6})
+    packing = CostModel(_packing, {"arranged": 8e-10, "arranging": 3.5e-6, "call": 2e-6})
 
     def why_not(self, problem: ConvProblem) -> str | None:
         if problem.accumulator_dtype not in ("float32", "float64"):

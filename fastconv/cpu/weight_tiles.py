@@ -27,7 +27,7 @@ from fastconv import recycling
 from fastconv.arrays import named_dtype
 from fastconv.cpu.copying import copy_planes, prefetch
 from fastconv.cpu.jit import TaskKernel, array, inline, integer
-from fastconv.cpu.microkernel import TILE_VECTORS
+from fastconv.cpu.microkernel import TILE_VECTORS, odd_lines
 from fastconv.cpu.transpose import gather_vector, scatter_block, transpose_block
 from fastconv.lowering import Correlation, lower
 from fastconv.machine import vector_bytes
@@ -52,15 +52,16 @@ def arrange(w, g, o_first, here, first, last, table, lanes, tiles, lines):  # ty
     end = 1
     for axis in range(4):
         end += (w.shape[axis] - 1) * w.strides[axis] // itemsize
-    width, whole = -(-here // lanes) * lanes, here // lanes * lanes
+    width, whole, together = -(-here // lanes) * lanes, here // lanes * lanes, step_o == volume
     source = g * w.strides[0] // itemsize + o_first * step_o
     for c_first in range(first, last, _CHUNK):
         some = min(_CHUNK, last - c_first)
         if step_t == 1 and step_o > 1 and volume > 1:
             for c in range(c_first, c_first + some):
                 line, begin = lines + c * width, source + c * step_c
-                for i in range(0, here * step_o, 64 // itemsize):  # cache lines
-                    prefetch(w, begin + _AHEAD * step_c + i)
+                for o in range(0, here, here if together else 1):
+                    for i in range(0, here * volume if together else volume, 64 // itemsize):  # cache lines
+                        prefetch(w, begin + _AHEAD * step_c + o * step_o + i)
                 for t in range(0, volume, lanes):
                     few = volume - t < lanes // 2  # taps: with 8 lanes one is left of 9, of 25 and of 49
                     for o in range(0, width, lanes):
@@ -181,7 +182,8 @@ class WeightTiles:
         groups, outputs, inputs, *kernel = shape
         padded, volume = -(-outputs // self._lanes) * self._lanes, math.prod(kernel)
         sizes = [groups * padded * inputs * math.prod(piece.kernel) for piece in self._pieces]
-        bases = (0, *itertools.accumulate(size + -size % self._tile for size in sizes))  # each begins on a cache line
+        # Each begins on a cache line, in another set than the one before: an input's weights go to all of them.
+        bases = (0, *itertools.accumulate(odd_lines(size, self._dtype.itemsize) for size in sizes))
         if len(sizes) == 1 and self._pieces[0].whole and strides[2:] == (volume * strides[3], self._dtype.itemsize):
             run = groups, outputs, inputs * volume, 1
             view: Callable[[Array], Array] = methodcaller("reshape", run)

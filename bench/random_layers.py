@@ -3,7 +3,7 @@
 Draws layers and their gradients, in both formats, and times on one thread the algorithms that are predicted to take
 less than twice the time of the chosen one. Prints the layers on which another one was faster by a tenth, or on which
 the chosen one took half as long again as predictions are off on the whole: the first tells of a cost model that is
-wrong, the second of a kernel that a shape disagrees with, as pixels of 512 channels once did with the sets of L2.
+wrong, the second of a kernel that a shape disagrees with, as pixels of 512 channels once did with the sets of L1.
 """
 
 from __future__ import annotations

@@ -238,15 +238,10 @@ class Cut:
     def _crowded(self, strides: tuple[int, ...]) -> bool:
         """Whether the pixels that a tile reads of an input of those strides are too many for some sets of L1."""
         c, axis = self._correlation, 2 if self.blocking[0]["along"] else 1
-        rows, columns = (
-            np.arange(kernel) * dilation for kernel, dilation in zip(c.kernel[1:], c.dilation[1:], strict=True)
-        )
-        down = np.arange(int(self.strips["height"][0])) * c.stride[axis]
-        if axis == 1:
-            rows = np.unique(np.add.outer(down, rows))
-        else:
-            columns = np.unique(np.add.outer(down, columns))
-        pixels = np.add.outer(rows * strides[4], columns * strides[5]).ravel()
+        seen = [np.arange(kernel) * dilation for kernel, dilation in zip(c.kernel[1:], c.dilation[1:], strict=True)]
+        places = np.arange(int(self.strips["height"][0])) * c.stride[axis]
+        seen[axis - 1] = np.unique(np.add.outer(places, seen[axis - 1]))
+        pixels = np.add.outer(seen[0] * strides[4], seen[1] * strides[5]).ravel()
         return bool(np.bincount(pixels // CACHE_LINE % _SETS, minlength=1).max() > _CROWD)
 
     def _table(self, plane: int, row: int, part: int, pixel: int) -> np.ndarray[Any, Any]:

@@ -50,14 +50,14 @@ from fastconv.cpu.costs import CostModel, Work, interleaving
 from fastconv.cpu.elements import CLIP, extremes
 from fastconv.cpu.implicit_gemm_cut import BLOCKING, Cut
 from fastconv.cpu.jit import TaskKernel, array, inline, integer, records
-from fastconv.cpu.microkernel import AHEAD, TILE_VECTORS, complete_pixels, padded
+from fastconv.cpu.microkernel import AHEAD, complete_pixels
 from fastconv.cpu.pairs import SMALL, WORD, Words, images_at_once, paired, word_bytes
 from fastconv.cpu.panels import flat_memory, pack_panels
 from fastconv.cpu.pixel_tasks import locate, write_task
 from fastconv.cpu.plan import PiecewisePlan
 from fastconv.cpu.staging import stage
 from fastconv.cpu.transpose import transpose_plane
-from fastconv.cpu.weight_tiles import WeightTiles
+from fastconv.cpu.weight_tiles import WeightTiles, arranging
 from fastconv.lowering import GEOMETRY, Correlation, lower, once_a_kind
 from fastconv.problem import ConvProblem
 from fastconv.registry import Plan, register
@@ -338,13 +338,9 @@ def _packing(problem: ConvProblem, unpacked: bool = False) -> Iterable[Work]:
     if problem.dtype in SMALL:
         problem = paired(problem)
         yield Work(1, {"word": math.prod(problem.operand_shapes[1])})
-    pieces = lower(problem)
     if any(cut.across_pixels for _, cut in _cuts(problem, unpacked)):
         return  # numbers are taken from the weight as it lies
-    yield Work(1, {"arranging": 1})
-    for piece in pieces:
-        channels = piece.groups * padded(piece.out_channels, named_dtype(problem.accumulator_dtype).itemsize)
-        yield Work(-(-channels // (TILE_VECTORS * 8)), {"arranged": channels * piece.reduction})
+    yield from arranging(problem)
 
 
 class ImplicitGemm(CpuAlgorithm):

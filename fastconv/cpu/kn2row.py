@@ -39,14 +39,14 @@ from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.costs import CostModel, Work, interleaving
 from fastconv.cpu.jit import TaskKernel, array, inline, integer, records
 from fastconv.cpu.kn2row_cut import BLOCKING, Cut
-from fastconv.cpu.microkernel import AHEAD, TILE_VECTORS, padded
+from fastconv.cpu.microkernel import AHEAD
 from fastconv.cpu.panels import flat_memory
 from fastconv.cpu.pixel_tasks import locate, write_task
 from fastconv.cpu.plan import PiecewisePlan
 from fastconv.cpu.rows import inside
 from fastconv.cpu.scattered_tile import SPOT, add_pixels
 from fastconv.cpu.staging import sees_padding, stage
-from fastconv.cpu.weight_tiles import WeightTiles
+from fastconv.cpu.weight_tiles import WeightTiles, arranging
 from fastconv.lowering import GEOMETRY, Correlation, lower, once_a_kind
 from fastconv.problem import ConvProblem, Triple
 from fastconv.registry import Plan, register
@@ -191,13 +191,6 @@ def _work(problem: ConvProblem) -> Iterable[Work]:
         yield Work(cut.tasks, cut.counts | interleaving(problem, piece))
 
 
-def _packing(problem: ConvProblem) -> Iterable[Work]:
-    yield Work(1, {"arranging": 1})
-    for piece in lower(problem):
-        channels = piece.groups * padded(piece.out_channels, named_dtype(problem.accumulator_dtype).itemsize)
-        yield Work(-(-channels // (TILE_VECTORS * 8)), {"arranged": channels * piece.reduction})
-
-
 class Kn2row(CpuAlgorithm):
     """A matrix product for each tap, of the pixels that meet a sample."""
 
@@ -209,7 +202,7 @@ class Kn2row(CpuAlgorithm):
             "row": 9e-9, "weight": 4.5e-11, "late weight": 7e-11, "task": 3e-7, "call": 1.1e-5,
         },
     )  # fmt: skip
-    packing = CostModel(_packing, {"arranged": 8e-10, "arranging": 3.5e-6, "call": 2e-6})
+    packing = CostModel(arranging, {"arranged": 8e-10, "arranging": 3.5e-6, "call": 2e-6})
 
     def why_not(self, problem: ConvProblem) -> str | None:
         if problem.accumulator_dtype not in ("float32", "float64"):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from operator import itemgetter, methodcaller
 from typing import Any, NamedTuple
@@ -26,8 +26,9 @@ import numpy as np
 from fastconv import recycling
 from fastconv.arrays import named_dtype
 from fastconv.cpu.copying import copy_planes, prefetch
+from fastconv.cpu.costs import Work
 from fastconv.cpu.jit import TaskKernel, array, inline, integer
-from fastconv.cpu.microkernel import TILE_VECTORS, odd_lines
+from fastconv.cpu.microkernel import TILE_VECTORS, odd_lines, padded
 from fastconv.cpu.transpose import gather_vector, scatter_block, transpose_block
 from fastconv.lowering import Correlation, lower
 from fastconv.machine import vector_bytes
@@ -52,15 +53,16 @@ def arrange(w, g, o_first, here, first, last, table, lanes, tiles, lines):  # ty
     end = 1
     for axis in range(4):
         end += (w.shape[axis] - 1) * w.strides[axis] // itemsize
-    width, whole, together = -(-here // lanes) * lanes, here // lanes * lanes, step_o == volume
+    width, whole = -(-here // lanes) * lanes, here // lanes * lanes
+    rows, run = (1, here * volume) if step_o == volume else (here, volume)  # that the taps of an input make
     source = g * w.strides[0] // itemsize + o_first * step_o
     for c_first in range(first, last, _CHUNK):
         some = min(_CHUNK, last - c_first)
         if step_t == 1 and step_o > 1 and volume > 1:
             for c in range(c_first, c_first + some):
                 line, begin = lines + c * width, source + c * step_c
-                for o in range(0, here, here if together else 1):
-                    for i in range(0, here * volume if together else volume, 64 // itemsize):  # cache lines
+                for o in range(rows):
+                    for i in range(0, run, 64 // itemsize):  # cache lines
                         prefetch(w, begin + _AHEAD * step_c + o * step_o + i)
                 for t in range(0, volume, lanes):
                     few = volume - t < lanes // 2  # taps: with 8 lanes one is left of 9, of 25 and of 49
@@ -111,6 +113,14 @@ def _arrange(first, last, w, table, lanes, tile, outputs, tiles, _):  # type: ig
 
 
 _kernel = TaskKernel(_arrange)
+
+
+def arranging(problem: ConvProblem) -> Iterable[Work]:
+    """What it costs to arrange the weights of a problem: `"arranging"`, and elements `"arranged"`."""
+    yield Work(1, {"arranging": 1})
+    for piece in lower(problem):
+        channels = piece.groups * padded(piece.out_channels, named_dtype(problem.accumulator_dtype).itemsize)
+        yield Work(-(-channels // (TILE_VECTORS * 8)), {"arranged": channels * piece.reduction})
 
 
 class _Layout(NamedTuple):
@@ -180,8 +190,8 @@ class WeightTiles:
     def _layout_of(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> _Layout:
         """How weights of some shape are arranged, of whose taps these are the strides."""
         groups, outputs, inputs, *kernel = shape
-        padded, volume = -(-outputs // self._lanes) * self._lanes, math.prod(kernel)
-        sizes = [groups * padded * inputs * math.prod(piece.kernel) for piece in self._pieces]
+        whole, volume = padded(outputs, self._dtype.itemsize), math.prod(kernel)
+        sizes = [groups * whole * inputs * math.prod(piece.kernel) for piece in self._pieces]
         # Each begins on a cache line, in another set than the one before: an input's weights go to all of them.
         bases = (0, *itertools.accumulate(odd_lines(size, self._dtype.itemsize) for size in sizes))
         if len(sizes) == 1 and self._pieces[0].whole and strides[2:] == (volume * strides[3], self._dtype.itemsize):
@@ -192,7 +202,7 @@ class WeightTiles:
             used, table = self._in_pieces(tuple(kernel), bases, strides[3] < 0)
             view = itemgetter((..., used))
         parts = [slice(base, base + size) for base, size in zip(bases, sizes, strict=False)]
-        return _Layout(view, table, groups * -(-outputs // self._tile), padded, parts, bases[-1])
+        return _Layout(view, table, groups * -(-outputs // self._tile), whole, parts, bases[-1])
 
     def _taps_in_pieces(self, kernel: tuple[int, ...], bases: tuple[int, ...], falling: bool) -> tuple[Any, Array]:
         """Which taps pieces use, in the order of memory, in which they may be `falling`, and where each goes."""

@@ -54,6 +54,9 @@ def flag(name: str, value: Any) -> bool:
 
 def lengths(name: str, shape: Any) -> tuple[int, ...]:
     """The shape of an array that a caller describes by it."""
+    of_array = getattr(shape, "shape", ())
+    if len(of_array) > 1:  # `explain(x, w)`, which should not print both
+        raise TypeError(f"{name}: got an array of shape {tuple(of_array)}, expected its shape")
     try:
         axes = (shape,) if isinstance(shape, str) else tuple(shape)
     except TypeError:

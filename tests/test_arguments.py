@@ -227,6 +227,7 @@ def test_a_workspace_below_a_mebibyte_is_refused():
         ({"dtype": "(f4"}, TypeError, ["dtype='(f4'", "expected one of float32"]),
         ({"x_shape": 7}, TypeError, ["x_shape=7", "expected a sequence of integers"]),
         ({"x_shape": np.array(7)}, TypeError, ["x_shape=array(7)", "expected a sequence of integers"]),
+        ({"x_shape": X}, TypeError, [f"x_shape: got an array of shape {X.shape}", "expected its shape"]),
         ({"x_shape": "1499"}, TypeError, ["x_shape=('1499',)", "expected integers"]),
         ({"x_shape": (1, 4, -1, 9)}, ValueError, ["x_shape=(1, 4, -1, 9)", "at least 0"]),
         ({"w_shape": np.int64(4)}, TypeError, ["w_shape=np.int64(4)", "expected a sequence of integers"]),

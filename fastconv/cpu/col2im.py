@@ -39,9 +39,9 @@ from fastconv.arrays import named_dtype
 from fastconv.cpu.algorithm import CpuAlgorithm
 from fastconv.cpu.copying import add_planes
 from fastconv.cpu.costs import CostModel, Work, scattering
-from fastconv.cpu.elements import activation_arguments
+from fastconv.cpu.elements import activation_arguments, extremes
 from fastconv.cpu.jit import HALF_FORMATS, TaskKernel, array, inline, integer, records
-from fastconv.cpu.microkernel import TILE_VECTORS, multiply_pixels, odd_lines, padded, tile_pixels
+from fastconv.cpu.microkernel import TILE_VECTORS, complete_pixels, odd_lines, padded
 from fastconv.cpu.panels import flat_memory, pack_panels
 from fastconv.cpu.rows import add_row, read_planes, write_row
 from fastconv.lowering import GEOMETRY
@@ -64,7 +64,7 @@ _PACKED = 24 << 10  # weights that are put in order at once: what is read again 
 #: memory holds `staged` elements of the input, channels `apart`, `panels`, `products` and lines.
 BLOCKING = np.dtype(
     [(name, np.int64) for name in ("channels", "rows", "columns", "band", "width", "inputs", "margin", "line", "pitch")]
-    + [(name, np.int64) for name in ("staged", "apart", "panels", "products", "lanes", "tile_rows", "tile_width")]
+    + [(name, np.int64) for name in ("staged", "apart", "panels", "products", "lanes", "tile_width")]
     + [("blocks", np.int64, (3,))]
 )
 
@@ -88,7 +88,7 @@ def _col2im(  # type: ignore[no-untyped-def]
     zeros_at = block.products
     sums_at = zeros_at + block.tile_width
     memory[zeros_at:sums_at] = 0
-    lines = flat_memory(x, memory) if in_place else staged
+    lines, (lowest, highest) = flat_memory(x, memory) if in_place else staged, extremes(memory)
     row_taps = block.channels * kernel[2]  # rows of products for one kh
     plane = kernel[1] * row_taps * geo.in_channels
 
@@ -120,11 +120,9 @@ def _col2im(  # type: ignore[no-untyped-def]
                 if k_first >= k_last:
                     continue
                 rows = (k_last - k_first) * row_taps
-                tiles = _up(rows, block.tile_rows)
                 for w in range(w_first, w_last, block.width):
                     width = min(block.width, w_last - w)
                     pixels = some * width
-                    wide = _up(pixels, lanes) * lanes
                     for c_first in range(0, max(geo.in_channels, 1), block.inputs):
                         inputs = min(block.inputs, geo.in_channels - c_first)
                         begin = 0
@@ -143,17 +141,14 @@ def _col2im(  # type: ignore[no-untyped-def]
                             last_panel = panels[whole * inputs :]
                             pack_panels(lines, begin, places, whole, pixels - whole, offsets, inputs, last_panel)
                         own = weights[g, (o_block * kernel[0] + kd) * plane + k_first * row_taps * geo.in_channels :]
-                        row = 0
-                        for tile in range(tiles):
-                            here = (rows - row) // (tiles - tile)
-                            for v in range(0, wide, block.tile_width):
-                                count, at = min(wide - v, block.tile_width) // lanes, row * pitch + v
-                                start, start_pitch = (at, pitch) if c_first > 0 else (zeros_at, 0)
-                                multiply_pixels(
-                                    memory, at, pitch, start, start_pitch, own[c_first:], rows_at, row, taps_at,
-                                    inputs, panels, v * inputs, here, count,
-                                )  # fmt: skip
-                            row += here
+                        begin_at, begin_pitch, column = (0, pitch, 1) if c_first > 0 else (zeros_at, 0, 0)
+                        whole_panels = 0, block.tile_width, whole // block.tile_width
+                        for v, wide, panels_there in (whole_panels, (whole, _up(pixels - whole, lanes) * lanes, 1)):
+                            complete_pixels(
+                                memory, v, pitch, memory, begin_at + v * column, begin_pitch, lanes, column,
+                                own[c_first:], 0, rows_at, 0, taps_at, inputs, panels, v * inputs, rows, wide // lanes,
+                                panels_there, lowest, highest, 0, 0,
+                            )  # fmt: skip
                     for k in range(k_first, k_last):
                         # Those rows of the band whose results are the task's.
                         beyond = low[1] - k * dilation[1]
@@ -259,7 +254,7 @@ class _Cut:
         block["staged"], block["panels"], block["products"] = parts = (
             inputs * apart, inputs * padded(pixels, itemsize), taps * channels * pitch
         )  # fmt: skip
-        block["lanes"], block["tile_rows"], block["tile_width"] = lanes, tile_pixels(), tile
+        block["lanes"], block["tile_width"] = lanes, tile
         block["blocks"] = blocks = o_blocks, -(-count[1] // rows), w_blocks
         self.tasks = images * count[0] * math.prod(blocks)
         self.scratch = sum(parts) + tile + channels * rows * step[2] * line

@@ -55,7 +55,7 @@ from fastconv.cpu.pairs import SMALL, WORD, Words, images_at_once, paired, word_
 from fastconv.cpu.panels import flat_memory, pack_panels
 from fastconv.cpu.pixel_tasks import locate, write_task
 from fastconv.cpu.plan import PiecewisePlan
-from fastconv.cpu.staging import stage
+from fastconv.cpu.staging import clear, stage
 from fastconv.cpu.transpose import transpose_plane
 from fastconv.cpu.weight_tiles import WeightTiles, arranging
 from fastconv.lowering import GEOMETRY, Correlation, lower, once_a_kind
@@ -64,7 +64,6 @@ from fastconv.registry import Plan, register
 from fastconv.settings import USUAL_WORKSPACE, get_num_threads
 
 _NEAR = 256 << 10  # bytes of weights that stay in L2; others are asked for before they are multiplied
-_CHUNK = 64  # inputs whose weights are copied together: their cache lines stay in L2 wherever they lie
 
 
 class _Begin(NamedTuple):
@@ -118,10 +117,10 @@ def _implicit_gemm(  # type: ignore[no-untyped-def]
         wide = block.lanes if block.across_pixels else 1
         for o in range(task.channels if bias.shape[0] > 0 else 0):
             start[o * wide : (o + 1) * wide] = bias[task.g * geo.out_channels + task.o + o]
-        if block.staging.padded:
-            staged[:] = 0  # zero padding stays through all blocks of inputs
         first_d = task.d * geo.stride[0] - geo.offset[0]
         first_h, first_w = task.h * geo.stride[1] - geo.offset[1], task.w * geo.stride[2] - geo.offset[2]
+        # Zero padding stays through all blocks of inputs.
+        clear(x.shape, first_d, geo.dilation[0], first_h, first_w, block.staging, staged)
 
         # Tiles write their sums as results where these lie in rows of theirs; or all are turned or moved at the end.
         in_order = unlimited and (task.rows == 1 or step_h == task.columns * step_w)  # pixels lie at one distance
@@ -192,10 +191,10 @@ def _multiply(  # type: ignore[no-untyped-def]
     all_taps = geo.in_channels * volume
     base = task.g * weights.shape[1] + task.o * all_taps
     tiles = -(-along // block.tile[0])
+    chunks = -(-along // block.together) if copied else 1
     vectors_at = ahead = share = 0
     if not block.across_pixels and (tiles == 1 or weights.shape[0] * weights.shape[1] * weights.itemsize > _NEAR):
         share = -(-widest * weights.itemsize // tiles)  # bytes, for each tap of a tile
-    least_rows, larger_tiles = along // tiles, along % tiles  # tiles differ by no more than a row
 
     for v_first in range(0, across, widest * block.group):
         v_last = min(v_first + widest * block.group, across)
@@ -219,46 +218,27 @@ def _multiply(  # type: ignore[no-untyped-def]
             if tiles == 1:  # then these are: they are used once
                 ahead = vectors_at + AHEAD // weights.itemsize
         row = 0
-        for tile in range(tiles):
-            rows = least_rows + (tile < larger_tiles)
-            if copied:
-                if tile % block.together == 0:
-                    _copy_runs(
-                        weights, flat, runs_at + row * volume, tile, min(tile + block.together, tiles), least_rows,
-                        larger_tiles, inputs, volume, block, copies,
-                    )  # fmt: skip
-                numbers_at = tile % block.together * (block.copies // block.together)
+        for chunk in range(chunks):
+            rows, from_row = (along - row) // (chunks - chunk), row
+            if copied:  # runs of their weights, which lie far apart
+                copy_planes(
+                    copies, 0, block.copies // block.inputs, 0, flat, (runs_at + row * volume) * weights.itemsize,
+                    weights.strides[2], 0, inputs, 1, rows * volume,
+                )  # fmt: skip
+                numbers_at, from_row = 0, 0
             v = v_first
             while v < v_last:
                 wide = min(-(-(across - v) // lanes) * lanes, widest)
                 side_by_side = max((v_last - v) // widest, 1)
-                before = (tile * (v_last - v_first) + v - v_first) // widest * taps
+                before = (v - v_first) // widest * tiles * taps
                 complete_pixels(
                     end.memory, end.at + row * end.pitch + min(v, end.length - wide), end.pitch, memory,
                     begin.at + row * begin.pitch + v * begin.column, begin.pitch, begin.step, begin.column, numbers,
-                    numbers_at, rows_at, 0 if copied else row, taps_at, taps, vectors,
-                    vectors_at + (v - v_first) * taps, rows, wide // lanes, side_by_side, end.least, end.most,
-                    ahead + before * share // weights.itemsize, share,
+                    numbers_at, rows_at, from_row, taps_at, taps, vectors, vectors_at + (v - v_first) * taps, rows,
+                    wide // lanes, side_by_side, end.least, end.most, ahead + before * share // weights.itemsize, share,
                 )  # fmt: skip
                 v += side_by_side * widest
             row += rows
-
-
-@inline
-def _copy_runs(  # type: ignore[no-untyped-def]
-    weights, flat, begin, first, last, least_rows, larger_tiles, inputs, volume, block, copies
-):
-    """Copy the weights of tiles `first` to `last`, some inputs at a time, whose cache lines several tiles share."""
-    size, slot = block.copies // block.together, block.tile[0] * volume
-    for c in range(0, inputs, _CHUNK):
-        at = begin * weights.itemsize + c * weights.strides[2]
-        for tile in range(first, last):
-            run = (least_rows + (tile < larger_tiles)) * volume
-            copy_planes(
-                copies, (tile - first) * size + c * slot, slot, 0, flat, at, weights.strides[2], 0,
-                min(_CHUNK, inputs - c), 1, run,
-            )  # fmt: skip
-            at += run * weights.itemsize
 
 
 _kernel = TaskKernel(_implicit_gemm)

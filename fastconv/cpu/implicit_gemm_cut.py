@@ -24,7 +24,8 @@ from fastconv.problem import ConvProblem
 from fastconv.settings import available_cores
 
 _TAPS = 768  # products added to a tile in one go: with fewer, sums go to memory and back often; more gain nothing
-_PIXELS = 256  # of a task
+_PIXELS, _MOST_PIXELS = 256, 1024  # of a task: more, if their products are
+_PRODUCTS = 1 << 15  # fewer for each output, and there are tasks enough
 _STAGED_ELEMENTS = 1 << 16  # what is staged for all outputs leaves room in L2 for weights and sums
 _SEEN = 40 << 10  # elements of the input between its first pixel and its last: they stay in L2 for all outputs
 _PANELS = 1 << 14  # elements of the panels between which a tile's weights stay in L1
@@ -47,7 +48,7 @@ _PACKED, _GATHERED, _TURNED, _STAGED, _ARRANGED = 0.5, 2.0, 2.0, 1.0, 3.0
 #: How a correlation is cut: tasks of `rows` by `columns` pixels and `channels` outputs, `blocks` of them along
 #: channels, height and width; `inputs` channels are multiplied in one go. A tile takes `tile` rows of numbers and
 #: columns of vectors, a `group` of them side by side; `lanes` are those of a vector. Scratch memory holds `staged`
-#: elements; `panels`, those of a group; `copies` of the weights of as many tiles as are copied `together`; `sums`, in
+#: elements; `panels`, those of a group; `copies` of the weights of as many outputs as are copied `together`; `sums`, in
 #: rows a `pitch` apart; `start`, what they start from.
 BLOCKING = np.dtype(
     [(name, np.int64) for name in ("rows", "columns", "channels", "inputs", "across_pixels", "channels_last")]
@@ -83,6 +84,8 @@ class Cut:
         # Tiles of pixels take numbers of channels side by side: planes are turned as they are staged.
         self._readable = readable and (across_pixels or channels_last)
         depth, height, width = c.count
+        few = min(_PRODUCTS // max(c.reduction, 1), c.batch * c.groups * c.positions // (_FEW * available_cores()))
+        self._pixels = max(min(few, _MOST_PIXELS), _PIXELS)
         columns = self._columns(width)
         rows = self._rows(height, columns, CACHE_LINE // itemsize)
         spatial = c.batch * c.groups * depth * -(-height // rows) * -(-width // columns)
@@ -120,8 +123,8 @@ class Cut:
             if inputs == c.in_channels:  # then weights of tiles side by side follow one another
                 group = max(_WEIGHTS // max(inputs * volume * self.tile * itemsize, 1), 1)
         if copied:
-            together = max(_COPIED // max(tile_pixels() * volume, 1), 1)
-            copies = together * tile_pixels() * volume * inputs
+            together = max(_COPIED // max(tile_pixels() * volume, 1), 1) * tile_pixels()
+            copies = together * volume * inputs
         block["copies"], block["together"] = copies, together
         block["panels"], block["group"], block["pitch"] = panels, group, pitch
         block["sums"], block["start"] = sums, start
@@ -143,11 +146,11 @@ class Cut:
 
     def _columns(self, width: int) -> int:
         """Pixels of a task along a row: whole tiles; a long stride brings many elements for each of few taps."""
-        c, tile, most = self._correlation, self.tile if self.across_pixels else tile_pixels(), _PIXELS
+        c, tile, most = self._correlation, self.tile if self.across_pixels else tile_pixels(), self._pixels
         if not self._readable:
             inputs = min(c.in_channels, max(_TAPS // max(math.prod(c.kernel), 1), 1))
             seen = max(min(c.stride[2], c.kernel[2]) * inputs, 1)
-            most = max(min(_STAGED_ELEMENTS // seen, _PIXELS), self.tile)
+            most = max(min(_STAGED_ELEMENTS // seen, most), self.tile)
         wanted, cores = -(-width // most), available_cores()
         if wanted <= 1:
             return width
@@ -160,7 +163,7 @@ class Cut:
 
         There are `line` elements in a cache line.
         """
-        most = min(max(_PIXELS // columns, 1), height)
+        most = min(max(self._pixels // columns, 1), height)
         if not self.across_pixels:
             # What a long stride leaves between pixels comes into the cache with them, a line of channels each.
             c = self._correlation
@@ -223,8 +226,8 @@ class Cut:
         taps = grid(c.kernel, tuple(steps[3:]))
         first = min(taps.tolist(), default=0)
         if block["copies"] and steps[1] == volume and sorted(taps - first) == list(range(volume)):
-            slot = int(block["tile"][0]) * volume
-            return -first, outputs * volume, (inputs[:, None] * slot + taps - first).ravel()
+            run = block["copies"] // block["inputs"]
+            return -first, outputs * volume, (inputs[:, None] * run + taps - first).ravel()
         return -1, outputs * steps[1], (inputs[:, None] * steps[2] + taps).ravel()
 
     def _channels(self, out_channels: int, spatial: int, pixels: int, turned: bool) -> int:

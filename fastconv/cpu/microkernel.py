@@ -232,45 +232,57 @@ def multiply_tile(  # type: ignore[no-untyped-def]
     return signature, generate
 
 
-def _define_pixels(
+#: The arguments of every function of tiles of pixels; those of one that completes them follow.
+_PIXEL_KINDS = [POINTER, INDEX, POINTER, INDEX, POINTER, POINTER, POINTER, INDEX, POINTER, INDEX]
+
+
+def _completing(number: ir.Type) -> list[ir.Type]:
+    return [INDEX, INDEX, INDEX, number, number, POINTER, INDEX]
+
+
+def _define_tiles(
     module: ir.Module, number: ir.Type, lanes: int, pixels: int, vectors: int, complete: bool, combine: Combine
 ) -> ir.Function:
-    """The function for one shape of tile.
+    """The function for some tiles of one shape.
 
-    Its arguments: (sums, pitch, start, start pitch, lines, places, offsets, taps, weights); if `complete`, also
+    Its arguments: (sums, pitch, start, start pitch, lines, places, offsets, taps, weights, count); if `complete`, also
     (start step, start column, tiles, least, most, ahead, ahead step).
     """
-    kinds = [POINTER, INDEX, POINTER, INDEX, POINTER, POINTER, POINTER, INDEX, POINTER]
-    kinds += [INDEX, INDEX, INDEX, number, number, POINTER, INDEX] if complete else []
+    kinds = _PIXEL_KINDS + (_completing(number) if complete else [])
     name = f"fastconv_pixels_{number}_{lanes}_{pixels}_{vectors}_{complete}_{combine.__name__}"
     function, there = define(module, name, kinds)
     if there:
         return function
     builder = ir.IRBuilder(function.append_basic_block())
-    sums, pitch, start, start_pitch, lines, places, offsets, taps, weights, *others = function.args
-    vector = ir.VectorType(number, lanes)
-    bases = [
-        moved(builder, lines, builder.load(moved(builder, places, INDEX(p), INDEX), typ=INDEX), number)
-        for p in range(pixels)
-    ]
-    if not complete:
-        ends = sums, pitch, start, start_pitch, INDEX(lanes)
-        row = vectors * lanes * itemsize(number)
-        coming = moved(builder, weights, AHEAD, BYTE), INDEX(row if pixels <= _FEW_PIXELS else 0)
-        _emit_pixels(builder, ends, bases, offsets, taps, weights, vector, vectors, [], coming, combine)
-        builder.ret_void()
-        return function
-    start_step, start_column, tiles, *limits, ahead, ahead_step = others
-    with counted(builder, INDEX(0), tiles) as tile:
-        at = builder.mul(tile, INDEX(vectors * lanes))
-        ends = (
-            moved(builder, sums, at, number), pitch,
-            moved(builder, start, builder.mul(at, start_column), number), start_pitch, start_step,
-        )  # fmt: skip
-        row = moved(builder, weights, builder.mul(at, taps), number)
-        share = builder.mul(builder.mul(tile, taps), ahead_step)
-        coming = moved(builder, ahead, share, BYTE), ahead_step
-        _emit_pixels(builder, ends, bases, offsets, taps, row, vector, vectors, limits, coming, combine)
+    sums, pitch, start, start_pitch, lines, places, offsets, taps, weights, count, *others = function.args
+    vector, row_bytes = ir.VectorType(number, lanes), vectors * lanes * itemsize(number)
+    with counted(builder, INDEX(0), count) as i:
+        first = builder.mul(i, INDEX(pixels))
+        end, begin = (
+            moved(builder, base, builder.mul(first, apart), number)
+            for base, apart in ((sums, pitch), (start, start_pitch))
+        )
+        bases = [
+            moved(builder, lines, builder.load(moved(builder, places, builder.add(first, INDEX(p)), INDEX), typ=INDEX),
+                  number)
+            for p in range(pixels)
+        ]  # fmt: skip
+        if not complete:
+            coming = moved(builder, weights, AHEAD, BYTE), INDEX(row_bytes if pixels <= _FEW_PIXELS else 0)
+            ends = end, pitch, begin, start_pitch, INDEX(lanes)
+            _emit_pixels(builder, ends, bases, offsets, taps, weights, vector, vectors, [], coming, combine)
+        else:
+            start_step, start_column, tiles, *limits, ahead, ahead_step = others
+            with counted(builder, INDEX(0), tiles) as tile:
+                at = builder.mul(tile, INDEX(vectors * lanes))
+                ends = (
+                    moved(builder, end, at, number), pitch,
+                    moved(builder, begin, builder.mul(at, start_column), number), start_pitch, start_step,
+                )  # fmt: skip
+                row = moved(builder, weights, builder.mul(at, taps), number)
+                so_far = builder.mul(builder.add(builder.mul(i, tiles), tile), builder.mul(taps, ahead_step))
+                coming = moved(builder, ahead, so_far, BYTE), ahead_step
+                _emit_pixels(builder, ends, bases, offsets, taps, row, vector, vectors, limits, coming, combine)
     builder.ret_void()
     return function
 
@@ -317,13 +329,49 @@ def _clipped(builder: ir.IRBuilder, total: ir.Value, limits: list[ir.Value]) -> 
     return builder.select(compare(">", total, most), most, total)
 
 
+def _define_pixels(module: ir.Module, number: ir.Type, vectors: int, complete: bool, combine: Combine) -> ir.Function:
+    """As :func:`_define_tiles`, for any number of pixels, in the place of `count`: tiles differ by no more than one."""
+    lanes, widest = vector_bytes() // itemsize(number), tile_pixels()
+    kinds = _PIXEL_KINDS + (_completing(number) if complete else [])
+    name = f"fastconv_all_pixels_{number}_{lanes}_{vectors}_{complete}_{combine.__name__}"
+    function, there = define(module, name, kinds)
+    if there:
+        return function
+    builder = ir.IRBuilder(function.append_basic_block())
+    sums, pitch, start, start_pitch, lines, places, offsets, taps, weights, pixels, *others = function.args
+    shapes = {p: _define_tiles(module, number, lanes, p, vectors, complete, combine) for p in range(1, widest + 1)}
+    some = builder.select(builder.icmp_signed(">", pixels, INDEX(0)), pixels, INDEX(1))
+    all_tiles = builder.udiv(builder.add(some, INDEX(widest - 1)), INDEX(widest))
+    least, larger = builder.udiv(pixels, all_tiles), builder.urem(pixels, all_tiles)
+    with counted(builder, INDEX(0), INDEX(2)) as smaller:  # the larger tiles, then the others
+        size = builder.sub(builder.add(least, INDEX(1)), smaller)
+        others_too = builder.icmp_signed("==", smaller, INDEX(1))
+        count = builder.select(others_too, builder.sub(all_tiles, larger), larger)
+        before = builder.select(others_too, larger, INDEX(0))
+        first = builder.mul(before, builder.add(least, INDEX(1)))
+        passed = [
+            moved(builder, sums, builder.mul(first, pitch), number), pitch,
+            moved(builder, start, builder.mul(first, start_pitch), number), start_pitch,
+            lines, moved(builder, places, first, INDEX), offsets, taps, weights, count,
+        ]  # fmt: skip
+        if complete:
+            *limits, ahead, ahead_step = others
+            tiles = others[2]
+            so_far = builder.mul(builder.mul(before, tiles), builder.mul(taps, ahead_step))
+            passed += [*limits, moved(builder, ahead, so_far, BYTE), ahead_step]
+        call_chosen(builder, size, shapes, passed)
+    builder.ret_void()
+    return function
+
+
 @intrinsic
 def multiply_pixels(  # type: ignore[no-untyped-def]
     typing_context, memory, sums_at, pitch, start_at, start_pitch, lines, places, places_at, offsets, taps, weights,
     weights_at, pixels, vectors,
 ):  # fmt: skip
-    """Sums of some pixels, whose vectors hold output channels: at most :func:`tile_pixels` by `TILE_VECTORS`.
+    """Sums of some pixels, whose vectors hold output channels: at most `TILE_VECTORS` of them.
 
+    Tiles are of at most :func:`tile_pixels`, one after another.
     ``sums[p * pitch + o] = start[p * start_pitch + o] + sum over t < taps of
     weights[t * lanes * vectors + o] * lines[places[p] + offsets[t]]``; sums and start lie in `memory`.
     """
@@ -337,8 +385,9 @@ def multiply_pixels(  # type: ignore[no-untyped-def]
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         pointer = addresses(context, builder, signature, arguments)
         passed = (pointer(0, arguments[1]), arguments[2], pointer(0, arguments[3]), arguments[4], pointer(5),
-                  pointer(6, arguments[7]), pointer(8), arguments[9], pointer(10, arguments[11]))  # fmt: skip
-        _call_pixels(builder, context.get_value_type(memory.dtype), arguments[12:], passed, False, multiply_add)
+                  pointer(6, arguments[7]), pointer(8), arguments[9], pointer(10, arguments[11]),
+                  arguments[12])  # fmt: skip
+        _call_pixels(builder, context.get_value_type(memory.dtype), arguments[13], passed, False, multiply_add)
         return context.get_dummy_value()
 
     return signature, generate
@@ -367,24 +416,18 @@ def complete_pixels(  # type: ignore[no-untyped-def]
         pointer = addresses(context, builder, signature, arguments)
         passed = (pointer(0, arguments[1]), arguments[2], pointer(3, arguments[4]), arguments[5],
                   pointer(8, arguments[9]), pointer(10, arguments[11]), pointer(12), arguments[13],
-                  pointer(14, arguments[15]), *arguments[6:8], *arguments[18:21],
+                  pointer(14, arguments[15]), arguments[16], *arguments[6:8], *arguments[18:21],
                   pointer(14, arguments[21]), arguments[22])  # fmt: skip
         combine = multiply_add if lines.dtype == sums.dtype else multiply_add_pairs
-        _call_pixels(builder, context.get_value_type(sums.dtype), arguments[16:18], passed, True, combine)
+        _call_pixels(builder, context.get_value_type(sums.dtype), arguments[17], passed, True, combine)
         return context.get_dummy_value()
 
     return signature, generate
 
 
 def _call_pixels(
-    builder: ir.IRBuilder, number: ir.Type, shape: Any, passed: Any, complete: bool, combine: Combine
+    builder: ir.IRBuilder, number: ir.Type, vectors: ir.Value, passed: Any, complete: bool, combine: Combine
 ) -> None:
-    """Call the function for the shape of tile at hand: pixels, vectors."""
-    pixels, vectors = shape
-    lanes = vector_bytes() // itemsize(number)
-    tiles = {
-        v * (tile_pixels() + 1) + p: _define_pixels(builder.module, number, lanes, p, v, complete, combine)
-        for v in range(1, TILE_VECTORS + 1)
-        for p in range(1, tile_pixels() + 1)
-    }
-    call_chosen(builder, builder.add(builder.mul(vectors, INDEX(tile_pixels() + 1)), pixels), tiles, passed)
+    """Call the function for so many vectors."""
+    widths = {v: _define_pixels(builder.module, number, v, complete, combine) for v in range(1, TILE_VECTORS + 1)}
+    call_chosen(builder, vectors, widths, passed)

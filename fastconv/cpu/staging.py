@@ -36,6 +36,18 @@ STAGING = np.dtype(
 
 
 @inline
+def clear(shape, first_d, step_d, first_h, first_w, how, staged):  # type: ignore[no-untyped-def]
+    """Make the staged part of an input ``(…, D, H, W)`` zeros if positions from the given one on see any padding."""
+    if how.padded:
+        last_d = first_d + (how.depth - 1) * step_d
+        last_h = first_h + (how.length[0] // how.span[0] - 1) * how.jump[0] + (how.span[0] - 1) * how.step[0]
+        last_w = first_w + (how.length[1] // how.span[1] - 1) * how.jump[1] + (how.span[1] - 1) * how.step[1]
+        inside = last_d < shape[-3] and last_h < shape[-2] and last_w < shape[-1]
+        if min(first_d, first_h, first_w) < 0 or not inside:
+            staged[:] = 0
+
+
+@inline
 def stage(volumes, first_d, step_d, first_h, first_w, mode, half, how, staged):  # type: ignore[no-untyped-def]
     """Copy what positions from the given one on see of ``volumes (C, D, H, W)``; zero padding is there already."""
     pitch_c, pitch_d, pitch_h, pitch_w = how.pitches[0], how.pitches[1], how.pitches[2], how.pitches[3]

@@ -46,7 +46,7 @@ from fastconv.cpu.microkernel import TILE_VECTORS, complete_pixels, odd_lines, p
 from fastconv.cpu.panels import flat_memory
 from fastconv.cpu.plan import is_flat
 from fastconv.cpu.rows import read_planes, read_run, without_gaps
-from fastconv.cpu.staging import STAGING, Table, Window, grid, sees_padding, stage
+from fastconv.cpu.staging import STAGING, Table, Window, clear, grid, sees_padding, stage
 from fastconv.cpu.transpose import transpose_plane
 from fastconv.lowering import GEOMETRY, Correlation, lower
 from fastconv.machine import vector_bytes
@@ -75,7 +75,7 @@ BLOCKING = np.dtype(
 
 
 def _weight_gradient(  # type: ignore[no-untyped-def]
-    first, last, x, gradient, parts, geometry, blocking, in_place, offsets, places, tile_rows, half, scratch
+    first, last, x, gradient, parts, geometry, blocking, in_place, offsets, places, half, scratch
 ):  # fmt: skip
     """Compute tasks `first` to `last` of ``parts (parts, G, O, C * taps)`` from ``x (C, G, N, D, H, W)``.
 
@@ -102,8 +102,6 @@ def _weight_gradient(  # type: ignore[no-untyped-def]
         c_first, o_first = c_block * block.inputs, o_block * block.outputs
         inputs, outputs = min(block.inputs, geo.batch - c_first), min(block.outputs, geo.out_channels - o_first)
         n_rows = inputs * taps
-        tiles = (n_rows + tile_rows - 1) // tile_rows
-        least_rows, larger_tiles = n_rows // tiles, n_rows % tiles  # tiles differ by no more than a row
         results_at = (part * parts.strides[0] + g * parts.strides[1]) // parts.itemsize
         results_at += o_first * step_o + c_first * taps * step_row
         direct = step_o == 1 and (outputs >= tile or outputs % lanes == 0)
@@ -121,8 +119,7 @@ def _weight_gradient(  # type: ignore[no-untyped-def]
                 lines_at = c_first * x.strides[0] + g * x.strides[1] + n * x.strides[2] + from_d * x.strides[3]
                 lines_at = (lines_at + from_h * x.strides[4] + from_w * x.strides[5]) // x.itemsize
             else:
-                if block.staging.padded:
-                    staged[:] = 0
+                clear(x.shape, from_d, geo.stride[0], from_h, from_w, block.staging, staged)
                 stage(
                     x[c_first : c_first + inputs, g, n], from_d, geo.stride[0], from_h, from_w, mode, half,
                     block.staging, staged,
@@ -143,15 +140,10 @@ def _weight_gradient(  # type: ignore[no-untyped-def]
                 end, end_at, end_pitch = sums, o, pitch
                 if direct and number + 1 == last_step:
                     end, end_at, end_pitch = results, results_at + o_from, step_row
-                row = 0
-                for i in range(tiles):
-                    some = least_rows + (i < larger_tiles)
-                    complete_pixels(
-                        end, end_at + row * end_pitch, end_pitch, sums, begin_at + row * begin_pitch, begin_pitch,
-                        lanes, 0, lines, lines_at, places, row, offsets, positions, panel, 0, some, width // lanes, 1,
-                        lowest, highest, 0, 0,
-                    )  # fmt: skip
-                    row += some
+                complete_pixels(
+                    end, end_at, end_pitch, sums, begin_at, begin_pitch, lanes, 0, lines, lines_at, places, 0, offsets,
+                    positions, panel, 0, n_rows, width // lanes, 1, lowest, highest, 0, 0,
+                )  # fmt: skip
 
         if first_step == last_step:
             parts[part, g, o_first : o_first + outputs, c_first * taps : c_first * taps + n_rows] = 0
@@ -200,7 +192,7 @@ def _compiled(dtype_name: str, accumulator_name: str) -> Any:
     table = array(np.dtype(np.int64), 1, contiguous=True)
     return _kernel.compile(
         array(dtype, 6), array(dtype, 6), array(accumulator, 4, readonly=False), records(GEOMETRY), records(BLOCKING),
-        integer, table, table, integer, integer, array(accumulator, 1, contiguous=True, readonly=False),
+        integer, table, table, integer, array(accumulator, 1, contiguous=True, readonly=False),
     )  # fmt: skip
 
 
@@ -337,7 +329,7 @@ class _WeightGradientPlan(Plan):
             parts = np.lib.stride_tricks.as_strided(weight, (1, *shape), strides)
         sums = parts.transpose(0, 1, 3, 2) if exchanged else parts
         self._kernel(cut.tasks, form.macs, cut.scratch, x, gradient, sums, form.geometry, cut.blocking,
-                     *cut.tables(x.strides, x.itemsize), tile_pixels(), self._half)  # fmt: skip
+                     *cut.tables(x.strides, x.itemsize), self._half)  # fmt: skip
         return parts.sum(axis=0) if weight is None else None
 
 

@@ -147,7 +147,7 @@ class _Cut:
             "channels": channels, "columns": columns, "run": run, "inputs": inputs, "group": self._group,
             "lanes": self.lanes, "line": line, "ahead": self.ahead, "chunk": chunk, "weights": weights,
             "window": self.windows, "outputs": self._outputs, "tiles": self._tiles,
-            "register_tile": (tile_pixels(), self.tile), "pitch": pitch, "plane": plane,
+            "tile": self.tile, "pitch": pitch, "plane": plane,
             "blocks": (max(blocks_o, 1), blocks_w, blocks_r), "parts": parts,
         }.items():  # fmt: skip
             block[name] = value

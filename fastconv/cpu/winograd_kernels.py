@@ -19,16 +19,17 @@ from fastconv.lowering import GEOMETRY
 
 #: How a correlation is cut: `blocks` tasks along channels, columns and rows, of so many output `channels`, `columns` of
 #: tiles and an even share of their rows; of those `run` are staged at once, and `inputs` channels are transformed at
-#: once, a `group` after another. Vectors have `lanes`; the register tile takes so many tiles by channels. Windows lie a
+#: once, a `group` after another. Vectors have `lanes`; the register tile takes a `tile` of channels. Windows lie a
 #: `pitch` apart and components a `plane`, of inputs and of sums. Weights are transformed `ahead`, or by the task:
 #: components then lie `weights` apart. It also arranges them, a `chunk` of inputs at once, unless that is 0. Scratch
 #: memory has `parts`; a `line` of it holds a row.
 BLOCKING = np.dtype(
     [
         (name, np.int64)
-        for name in ("channels", "columns", "run", "inputs", "group", "lanes", "line", "ahead", "chunk", "weights")
+        for name in ("channels", "columns", "run", "inputs", "group", "lanes", "tile", "line", "ahead", "chunk")
     ]
-    + [(name, np.int64, (2,)) for name in ("window", "outputs", "tiles", "register_tile", "pitch", "plane")]
+    + [("weights", np.int64)]
+    + [(name, np.int64, (2,)) for name in ("window", "outputs", "tiles", "pitch", "plane")]
     + [("blocks", np.int64, (3,)), ("parts", np.int64, (10,))]
 )
 _STAGED, _HALF_WAY, _DONE, _LINES, _BIAS, _INPUTS, _ZEROS, _SUMS, _WEIGHTS, _TAPS = range(10)
@@ -147,7 +148,7 @@ def _winograd(  # type: ignore[no-untyped-def]
         rows = -(-(r_block + 1) * all_rows // block.blocks[2]) - r_first
         tiles = rows * columns
         width = columns * m_w + kernel_w - 1
-        o_tiles = -(-channels // block.register_tile[1])
+        o_tiles = -(-channels // block.tile)
 
         for c_first in range(0, geo.in_channels, block.inputs):
             here = min(block.inputs, geo.in_channels - c_first)
@@ -188,12 +189,12 @@ def _winograd(  # type: ignore[no-untyped-def]
                                 )  # fmt: skip
                 r += run
 
-            register_tiles, here_lines = -(-tiles // block.register_tile[0]), here * kernel_d
+            here_lines = here * kernel_d
             for job in range(components * o_tiles):
                 # Weights transformed before are used component by component, others as soon as they are transformed.
                 f, o_tile = divmod(job, o_tiles) if block.ahead else (job % components, job // components)
-                o = o_tile * block.register_tile[1]
-                wide = min(-(-(channels - o) // lanes) * lanes, block.register_tile[1])
+                o = o_tile * block.tile
+                wide = min(-(-(channels - o) // lanes) * lanes, block.tile)
                 first_line = (o_first + o) * all_lines + c_first * kernel_d * wide
                 used, weights_at = weights[g], f * padded_channels * all_lines + first_line
                 if not block.ahead:
@@ -213,16 +214,12 @@ def _winograd(  # type: ignore[no-untyped-def]
                             taps, 0, some * kernel_d, kernel_h, kernel_w, wide, window_h, window_w, lanes,
                             transformed, c * kernel_d * wide, block.weights, half_way,
                         )  # fmt: skip
-                tile = 0
-                for k in range(register_tiles):
-                    some = (tiles - tile) // (register_tiles - k)
-                    to = sums_at + f * sums_plane + tile * sums_pitch + o
-                    begin, step = (to, sums_pitch) if c_first > 0 else (zeros_at, 0)
-                    multiply_pixels(
-                        scratch, to, sums_pitch, begin, step, inputs[f * plane :], places, tile, offsets, here_lines,
-                        used, weights_at, some, wide // lanes,
-                    )  # fmt: skip
-                    tile += some
+                to = sums_at + f * sums_plane + o
+                begin, step = (to, sums_pitch) if c_first > 0 else (zeros_at, 0)
+                multiply_pixels(
+                    scratch, to, sums_pitch, begin, step, inputs[f * plane :], places, 0, offsets, here_lines, used,
+                    weights_at, tiles, wide // lanes,
+                )  # fmt: skip
 
         for o in range(0, channels, group):
             some = min(group, channels - o)

@@ -248,6 +248,8 @@ def address(array: Any) -> int:
 
 def _overlap(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray):
+        if not np.may_share_memory(a, b):  # nearly all of them, in half the time
+            return False
         try:
             return np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]
         except np.exceptions.TooHardError:

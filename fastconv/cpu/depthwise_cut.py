@@ -35,7 +35,8 @@ _STAGED_PIXELS = 128 << 10  # bytes of pixels staged by a task: a quarter of L2
 _PIXEL, _PIXEL_IN_PLACE = 256, 1024
 _COLUMNS = 16
 _SETS = 64  # of L1
-_CROWD = 12  # cache lines of a tile, in one set of 8: more cost as much as staging
+# Cache lines of a tile in one set of 8: so few are there for the next tile, and more cost as much as staging.
+_FITTING, _CROWD = 9, 12
 _FEWEST_ROWS = 4  # fewer rows of results are better covered by tiles that lie along the row
 
 #: How a correlation is cut: `blocks` tasks along groups, height and width, of so many `slots` of groups, rows and
@@ -114,13 +115,20 @@ class Cut:
         self._correlation = c = correlation
         # Large windows of stride 1 overlap so much that what is staged is read often, faster than the input itself.
         self._readable = readable and (math.prod(c.stride[1:]) > 1 or c.kernel[2] <= LONGEST_RUN)
+        # Windows without an element in common gain nothing from what is staged.
+        reaches = [(kernel - 1) * dilation + 1 for kernel, dilation in zip(c.kernel, c.dilation, strict=True)]
+        self._apart = all(stride >= reach for stride, reach in zip(c.stride[1:], reaches[1:], strict=True))
         self.tables = lru_cache(maxsize=8)(self._tables)
         depth, height, width = c.count
-        (_, stride, stride_w), (_, dilation, dilation_w) = c.stride, c.dilation
-        reach, reach_w = (c.kernel[1] - 1) * dilation + 1, (c.kernel[2] - 1) * dilation_w + 1
+        (_, stride, stride_w), (_, reach, reach_w) = c.stride, reaches
         lanes = padded(1, itemsize)
         planes = c.kernel[0] * (1 if pixels else c.in_channels) if c.reduction else 0
         along = height < _FEWEST_ROWS
+        if pixels and self._readable and not along and width >= _FEWEST_ROWS:
+            pixel_bytes = c.groups * c.in_channels * itemsize
+            contiguous = c.size[2] * pixel_bytes, pixel_bytes
+            down, across = (self._in_a_set(contiguous, max(HEIGHTS), axis) for axis in (1, 2))
+            along = across < down if self._apart else across <= _FITTING < down
         self._turned = along and pixels
 
         columns = min(width, _WIDTH)
@@ -142,7 +150,8 @@ class Cut:
 
             while together > 1 and fitting() < min(_COLUMNS, width):
                 together = _up(together, 2) // 2
-            columns = vectors = -(-columns // -(-columns // max(fitting(), _COLUMNS)))
+            most = _COLUMNS if along and height >= _FEWEST_ROWS else max(fitting(), _COLUMNS)
+            columns = vectors = -(-columns // -(-columns // most))
             part = row = odd_lines(((_up(columns, tall if along else 1) - 1) * stride_w + reach_w) * pixel, itemsize)
             across, step = _up(columns, tall if along else 1) * lanes, stride * row if along else stride_w * pixel
             room //= together
@@ -225,24 +234,28 @@ class Cut:
         lanes = int(block["lanes"])
         steps, odd = zip(*(divmod(stride, itemsize) for stride in strides[3:]), strict=True)
         tile = [stride * step for stride, step in zip(c.stride[1:], steps[1:], strict=True)]
-        if not self._readable or strides[1] != itemsize or any(odd) or self._crowded(strides):
+        lines = self._in_a_set((strides[4], strides[5]), int(self.strips["height"][0]), 2 if block["along"] else 1)
+        crowded = lines > _CROWD and not self._apart
+        if not self._readable or strides[1] != itemsize or any(odd) or crowded:
             return self.strips, staged
         strips = np.concatenate([self.strips, self.strips])
         strips["step"][1], strips["first"][1] = lanes, len(staged) // 2
         strips["slot"][1], strips["pitch"][1] = tile if block["along"] else reversed(tile)
         for what in ("weights", "biases"):
             strips[f"tile_{what}"][1], strips[f"group_{what}"][1] = strips[f"group_{what}"][1], 0
-        lines = self._table(c.dilation[0] * steps[0], steps[1], steps[1], steps[2])
-        return strips, np.concatenate([staged, lines])
+        in_place = self._table(c.dilation[0] * steps[0], steps[1], steps[1], steps[2])
+        return strips, np.concatenate([staged, in_place])
 
-    def _crowded(self, strides: tuple[int, ...]) -> bool:
-        """Whether the pixels that a tile reads of an input of those strides are too many for some sets of L1."""
-        c, axis = self._correlation, 2 if self.blocking[0]["along"] else 1
+    def _in_a_set(self, strides: tuple[int, int], height: int, axis: int) -> int:
+        """How many cache lines fall into one set of L1, of those that a tile of that height along axis 1 or 2 reads.
+
+        Rows and columns are so many bytes apart.
+        """
+        c = self._correlation
         seen = [np.arange(kernel) * dilation for kernel, dilation in zip(c.kernel[1:], c.dilation[1:], strict=True)]
-        places = np.arange(int(self.strips["height"][0])) * c.stride[axis]
-        seen[axis - 1] = np.unique(np.add.outer(places, seen[axis - 1]))
-        pixels = np.add.outer(seen[0] * strides[4], seen[1] * strides[5]).ravel()
-        return bool(np.bincount(pixels // CACHE_LINE % _SETS, minlength=1).max() > _CROWD)
+        seen[axis - 1] = np.unique(np.add.outer(np.arange(height) * c.stride[axis], seen[axis - 1]))
+        pixels = np.add.outer(seen[0] * strides[0], seen[1] * strides[1]).ravel()
+        return int(np.bincount(pixels // CACHE_LINE % _SETS, minlength=1).max())
 
     def _table(self, plane: int, row: int, part: int, pixel: int) -> np.ndarray[Any, Any]:
         """For each run of each phase, where it begins in a slot, and where its first weight is."""

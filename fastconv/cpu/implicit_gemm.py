@@ -330,7 +330,7 @@ class ImplicitGemm(CpuAlgorithm):
     running = CostModel(
         _work,
         {
-            "product": 2e-11, "integer product": 2.7e-11, "word product": 2.5e-11, "word": 1.4e-10, "tile": 1.8e-8,
+            "product": 2e-11, "integer product": 2.7e-11, "word product": 2.5e-11, "word": 1.4e-10, "tile": 1.2e-8,
             "staged": 2.9e-10, "run": 2.3e-9, "scattered": 3e-9, "packed": 8e-11, "crossing": 2e-10, "gathered": 6e-10,
             "transposed": 4e-10, "line": 1.2e-8, "row": 2.6e-9, "weight": 1.7e-10, "copied": 4e-10, "task": 8.4e-8,
             "call": 1.15e-5,

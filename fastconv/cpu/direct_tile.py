@@ -9,7 +9,8 @@ sums in scratch memory, clearing that and copying it to the results took half as
 
 A row is cut into tiles of as many vectors as registers hold, the rest into tiles of two: seven vectors are 3 + 2 + 2.
 Tiles of one would wait for their own sums, 4 multiply-adds under way of the 8 that latency asks for. The last tile ends
-where the row ends, over results that the one before has written already; they are computed again, to the same bits.
+where the row ends, over results that the one before has written already; they are computed again, to the same bits. In
+a row shorter than two vectors these overlap.
 
 The tiles of a row follow one another, so that whole cache lines are written: rows of several channels often lie a
 multiple of 4 KiB apart, where the lines of a second visit would not stay in L1.
@@ -47,15 +48,20 @@ def _define_row(module: ir.Module, number: ir.Type, channels: int) -> ir.Functio
         at.add_incoming(done, before)
         left = builder.sub(vectors, at)
         fits = builder.icmp_signed(">=", left, INDEX(width))
-        fits = builder.and_(fits, builder.icmp_signed(">=", length, INDEX(width * lanes)))
+        apart: list[ir.Value] = [INDEX(v * lanes) for v in range(width)]
+        if width == 2:
+            beside = builder.sub(length, INDEX(lanes))
+            apart[1] = builder.select(builder.icmp_signed("<", beside, apart[1]), beside, apart[1])
+        else:
+            fits = builder.and_(fits, builder.icmp_signed(">=", length, INDEX(width * lanes)))
         if width > 2:  # one vector more is better done by twos
             fits = builder.and_(fits, builder.icmp_signed("!=", left, INDEX(width + 1)))
         builder.cbranch(fits, body, after)
         builder.position_at_end(body)
-        last = builder.sub(length, INDEX(width * lanes))
+        last = builder.sub(length, builder.add(apart[-1], INDEX(lanes)))
         column = builder.mul(at, INDEX(lanes))
         column = builder.select(builder.icmp_signed("<", column, last), column, last)
-        _emit_tile(builder, (*tile, start, bounds), column, number, channels, width)
+        _emit_tile(builder, (*tile, start, bounds), column, apart, number, channels)
         at.add_incoming(builder.add(at, INDEX(width)), builder.block)
         builder.branch(test)
         builder.position_at_end(after)
@@ -65,9 +71,10 @@ def _define_row(module: ir.Module, number: ir.Type, channels: int) -> ir.Functio
 
 
 def _emit_tile(
-    builder: ir.IRBuilder, arguments: tuple[ir.Value, ...], column: ir.Value, number: ir.Type, channels: int, width: int
-) -> None:
-    """One tile, `width` vectors from a column on, through all taps."""
+    builder: ir.IRBuilder, arguments: tuple[ir.Value, ...], column: ir.Value, apart: list[ir.Value], number: ir.Type,
+    channels: int,
+) -> None:  # fmt: skip
+    """One tile, of vectors so far `apart` from a column on, through all taps."""
     results, pitch, lines, offsets, taps, weights, start, bounds = arguments
     lanes = vector_bytes() // itemsize(number)
     vector = ir.VectorType(number, lanes)
@@ -78,14 +85,14 @@ def _emit_tile(
         tap = moved(builder, weights, builder.mul(t, INDEX(channels)), number)
         return (
             [moved(builder, tap, i, number) for i in range(channels)],
-            [moved(builder, line, v * lanes, number) for v in range(width)],
+            [moved(builder, line, far, number) for far in apart],
         )
 
     def spread(place: ir.Value) -> ir.Value:
         return vector_of(builder, builder.load(place, typ=number), lanes)
 
     starts = [spread(moved(builder, start, i, number)) for i in range(channels)]
-    initial = {(i, v): starts[i] for i in range(channels) for v in range(width)}
+    initial = {(i, v): starts[i] for i in range(channels) for v in range(len(apart))}
     totals = sum_of_products(builder, INDEX(0), taps, initial, operands)
     limit, write = builder.append_basic_block("tile.limit"), builder.append_basic_block("tile.write")
     summed = builder.block
@@ -103,7 +110,7 @@ def _emit_tile(
         totals[at].add_incoming(total, summed)
         totals[at].add_incoming(limited[at], limit)
     for (i, v), total in totals.items():
-        place = builder.add(builder.add(builder.mul(pitch, INDEX(i)), column), INDEX(v * lanes))
+        place = builder.add(builder.add(builder.mul(pitch, INDEX(i)), column), apart[v])
         builder.store(total, moved(builder, results, place, number), align=itemsize(number))
 
 

@@ -12,6 +12,15 @@ settings.load_profile("ci")
 collect_ignore = ["in_torch.py"]
 
 
+# Files of a few tests that take minutes. They go first: the last test to begin would keep one core while others wait.
+LONG = ("test_vector_widths.py", "test_cuda_compile.py", "test_large_arrays.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Put the long tests first."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(scope="session")
 def in_torch():
     """The oracle in torch; tests that ask for it are skipped where torch is not installed."""

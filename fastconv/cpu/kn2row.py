@@ -118,7 +118,6 @@ def _multiply(task, geo, block, tap, c_first, inputs, lines, lines_at, spots, pi
     outputs = -(-geo.out_channels // lanes) * lanes
     row, base = weights.shape[1], tap * weights.shape[1] + (task.g * outputs + task.o) * geo.in_channels
     tiles = max(-(-pixels // block.tile[0]), 1)
-    least_rows, larger_tiles = pixels // tiles, pixels % tiles  # tiles differ by no more than a row
     share = 0
     if tiles == 1 or weights.size * weights.itemsize > _NEAR:
         share = -(-widest * weights.itemsize // tiles)  # bytes, for each channel of a tile
@@ -129,14 +128,9 @@ def _multiply(task, geo, block, tap, c_first, inputs, lines, lines_at, spots, pi
         ahead = weights_at + widest * geo.in_channels if o + widest < task.channels else base + row + c_first * widest
         if tiles == 1:  # then these are: they are used once
             ahead = weights_at + AHEAD // weights.itemsize
-        spot = 0
-        for tile in range(tiles):
-            rows = least_rows + (tile < larger_tiles)
-            add_pixels(
-                memory, o, lines, lines_at, spots, SPOT * spot, inputs, weights, weights_at, rows, wide // lanes,
-                ahead + tile * inputs * share // weights.itemsize, share,
-            )  # fmt: skip
-            spot += rows
+        add_pixels(
+            memory, o, lines, lines_at, spots, 0, inputs, weights, weights_at, pixels, wide // lanes, ahead, share
+        )
 
 
 _kernel = TaskKernel(_kn2row)

@@ -13,7 +13,8 @@ multiply-add. Goto and van de Geijn, "Anatomy of high-performance matrix multipl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -329,9 +330,27 @@ def _clipped(builder: ir.IRBuilder, total: ir.Value, limits: list[ir.Value]) -> 
     return builder.select(compare(">", total, most), most, total)
 
 
+@contextmanager
+def even_tiles(builder: ir.IRBuilder, pixels: ir.Value) -> Iterator[tuple[ir.Value, ir.Value, ir.Value, ir.Value]]:
+    """A loop over the two sizes of as few tiles as hold so many pixels: those that have one pixel more come first.
+
+    It gives a size, how many tiles have it, and how many tiles and pixels there are before them.
+    """
+    most = INDEX(tile_pixels())
+    tiles = builder.udiv(builder.add(pixels, builder.sub(most, INDEX(1))), most)
+    tiles = builder.select(builder.icmp_signed(">", tiles, INDEX(0)), tiles, INDEX(1))
+    least, larger = builder.udiv(pixels, tiles), builder.urem(pixels, tiles)
+    with counted(builder, INDEX(0), INDEX(2)) as turn:
+        first_turn = builder.icmp_signed("==", turn, INDEX(0))
+        size = builder.sub(builder.add(least, INDEX(1)), turn)
+        count = builder.select(first_turn, larger, builder.sub(tiles, larger))
+        before = builder.select(first_turn, INDEX(0), larger)
+        yield size, count, before, builder.mul(before, builder.add(least, INDEX(1)))
+
+
 def _define_pixels(module: ir.Module, number: ir.Type, vectors: int, complete: bool, combine: Combine) -> ir.Function:
-    """As :func:`_define_tiles`, for any number of pixels, in the place of `count`: tiles differ by no more than one."""
-    lanes, widest = vector_bytes() // itemsize(number), tile_pixels()
+    """As :func:`_define_tiles`, for any number of pixels, which is in the place of `count`."""
+    lanes = vector_bytes() // itemsize(number)
     kinds = _PIXEL_KINDS + (_completing(number) if complete else [])
     name = f"fastconv_all_pixels_{number}_{lanes}_{vectors}_{complete}_{combine.__name__}"
     function, there = define(module, name, kinds)
@@ -339,26 +358,19 @@ def _define_pixels(module: ir.Module, number: ir.Type, vectors: int, complete: b
         return function
     builder = ir.IRBuilder(function.append_basic_block())
     sums, pitch, start, start_pitch, lines, places, offsets, taps, weights, pixels, *others = function.args
-    shapes = {p: _define_tiles(module, number, lanes, p, vectors, complete, combine) for p in range(1, widest + 1)}
-    some = builder.select(builder.icmp_signed(">", pixels, INDEX(0)), pixels, INDEX(1))
-    all_tiles = builder.udiv(builder.add(some, INDEX(widest - 1)), INDEX(widest))
-    least, larger = builder.udiv(pixels, all_tiles), builder.urem(pixels, all_tiles)
-    with counted(builder, INDEX(0), INDEX(2)) as smaller:  # the larger tiles, then the others
-        size = builder.sub(builder.add(least, INDEX(1)), smaller)
-        others_too = builder.icmp_signed("==", smaller, INDEX(1))
-        count = builder.select(others_too, builder.sub(all_tiles, larger), larger)
-        before = builder.select(others_too, larger, INDEX(0))
-        first = builder.mul(before, builder.add(least, INDEX(1)))
+    shapes = {
+        p: _define_tiles(module, number, lanes, p, vectors, complete, combine) for p in range(1, tile_pixels() + 1)
+    }
+    with even_tiles(builder, pixels) as (size, count, before, first):
         passed = [
             moved(builder, sums, builder.mul(first, pitch), number), pitch,
             moved(builder, start, builder.mul(first, start_pitch), number), start_pitch,
             lines, moved(builder, places, first, INDEX), offsets, taps, weights, count,
         ]  # fmt: skip
         if complete:
-            *limits, ahead, ahead_step = others
-            tiles = others[2]
+            start_step, start_column, tiles, least, most, ahead, ahead_step = others
             so_far = builder.mul(builder.mul(before, tiles), builder.mul(taps, ahead_step))
-            passed += [*limits, moved(builder, ahead, so_far, BYTE), ahead_step]
+            passed += [start_step, start_column, tiles, least, most, moved(builder, ahead, so_far, BYTE), ahead_step]
         call_chosen(builder, size, shapes, passed)
     builder.ret_void()
     return function

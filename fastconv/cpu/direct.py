@@ -404,7 +404,7 @@ class Direct(CpuAlgorithm):
         _work,
         {
             "product": 2.05e-11, "integer product": 4.6e-11, "complex product": 8e-10, "tile": 5.9e-8,
-            "staged": 1.5e-10, "row": 4e-8, "result": 1.4e-10, "scattered": 1.1e-9, "line": 5e-9, "task": 2.1e-7,
+            "staged": 1.5e-10, "row": 4e-8, "result": 1.1e-10, "scattered": 1.1e-9, "line": 5e-9, "task": 2.1e-7,
             "call": 1.25e-5,
         },
         frozenset({"product", "integer product"}),

@@ -59,6 +59,7 @@ from fastconv.cpu.staging import clear, stage
 from fastconv.cpu.transpose import transpose_plane
 from fastconv.cpu.weight_tiles import WeightTiles, arranging
 from fastconv.lowering import GEOMETRY, Correlation, lower, once_a_kind
+from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 from fastconv.registry import Plan, register
 from fastconv.settings import USUAL_WORKSPACE, get_num_threads
@@ -373,6 +374,10 @@ class ImplicitGemmUnpacked(ImplicitGemm):
     packing = replace(ImplicitGemm.packing, work=partial(_packing, unpacked=True))
     _unpacked = True
 
+    def cost(self, problem: ConvProblem, machine: Machine) -> float:
+        # Arranged weights are no slower once they are arranged, or they would not be.
+        return max(super().cost(problem, machine), _packed.cost(problem, machine))
+
     def why_not(self, problem: ConvProblem) -> str | None:
         computed = paired(problem) if problem.dtype in SMALL else problem
         reason = super().why_not(problem)
@@ -384,5 +389,6 @@ class ImplicitGemmUnpacked(ImplicitGemm):
         return reason
 
 
-register(ImplicitGemm())
+_packed = ImplicitGemm()
+register(_packed)
 register(ImplicitGemmUnpacked())
